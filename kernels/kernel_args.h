@@ -1,0 +1,357 @@
+// The whole ABI of the kernels: plain structs in, plain data out. Kernels are noexcept, start no threads, allocate
+// nothing and read no environment. All strides (ld*, *_stride) are in elements. Pointers may be misaligned to anything
+// but their element size. Outputs do not overlap inputs unless a struct says so. M, rows, n >= 0; zero does nothing.
+//
+// Order of sums: every output of a matrix product is ONE chain acc = fma(a[k], b[k], acc) over k = 0, 1, 2, ...
+// (accumulate: the chain starts at the old value), in every variant of one format: gemv, edge tile and full tile. So a
+// row's bits depend neither on M nor on the thread count. The ref tier rounds product and sum separately.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/weight_format.h"
+
+namespace thimble {
+
+// ---- matrix products -------------------------------------------------------------------------------------------
+
+// One weight matrix W[rows, cols] in any format; what packing and gemv need to know. For rows formats: element (r, c)
+// at data[r * ld + c], scales and zeros unused. For tiles see weight_format.h (geometry of the WHOLE matrix).
+struct WeightView {
+  const void* data;
+  const void* scales;
+  const uint8_t* zeros;
+  int64_t rows, cols, ld;
+  int64_t group;      // columns per group (tiles); the padded column count for one group per row
+  int64_t groups;     // groups per row (tiles)
+  int64_t steps;      // 64-byte steps per tile (tiles)
+  int32_t scale_f32;  // scales are f32 instead of f16
+};
+
+// panel_t: out[(c - col0) * nr + (r - row0)] = W(r, c) for the forward product y = x Wᵀ: nr output features side by
+// side, depth along the columns. panel_n: out[(r - row0) * nr + (c - col0)] = W(r, c) for dx = dy W: nr columns side by
+// side, depth along the rows. nr is a multiple of 16; entries beyond rows_/cols_ on the nr side are zero. For tiles
+// row0 is a multiple of 16, and col0 a multiple of 16 (or any multiple of 8 for panel_t).
+// panel_t: 0 < rows <= nr, any cols. panel_n: 0 < cols <= nr, any rows. row0 + rows <= w.rows, col0 + cols <= w.cols.
+struct PanelArgs {
+  WeightView w;
+  int64_t row0, rows, col0, cols;
+  int64_t nr;
+  float* out;  // panel_t: [cols][nr]; panel_n: [rows][nr]
+};
+using PanelFn = void (*)(const PanelArgs&) noexcept;
+
+// C[m, n] (+)= A[m, k] B[k, n], B packed as one panel [k][nr], n <= nr, nr a multiple of 16 (a tile kernel with a
+// narrower native width walks the panel in columns of its own width). A(i, p) at a[i * a_row + p * a_col]; any m.
+struct GemmTileArgs {
+  int64_t m, n, k;
+  const float* a;
+  int64_t a_row, a_col;
+  const float* b;
+  int64_t nr;
+  float* c;
+  int64_t ldc;
+  int32_t accumulate;
+};
+using GemmTileFn = void (*)(const GemmTileArgs&) noexcept;
+
+// y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 4 and r in [row0, row0 + rows); same bits as panel_t + gemm_f32.
+// For tiles row0 is a multiple of 16. y(i, r) at y[i * ldy + (r - row0)].
+struct GemvArgs {
+  WeightView w;
+  int64_t row0, rows;
+  const float* x;
+  int64_t ldx, m;
+  float* y;
+  int64_t ldy;
+  int32_t accumulate;
+};
+using GemvFn = void (*)(const GemvArgs&) noexcept;
+
+// Activations to int8, per row and weight group: scale = absmax / 127 (0 for a zero group), code = round to nearest even
+// of x / scale, clamped to [-127, 127]; sum of the codes per group. Codes beyond cols up to padded_cols are 0.
+struct QuantizeI8Args {
+  int64_t rows, cols, ldx;
+  const float* x;
+  int64_t group, groups, padded_cols;
+  int8_t* codes;   // [rows][padded_cols]
+  float* scales;   // [rows][groups]
+  int32_t* sums;   // [rows][groups]
+};
+using QuantizeI8Fn = void (*)(const QuantizeI8Args&) noexcept;
+
+// y[i, r] (+)= sum over groups g (in order) of (w_scale * x_scale) * float(sum_k code_w code_x - zero * x_sum): integer
+// sums inside a group are exact, one fma per group joins them: acc = fma(w_scale * x_scale, float(isum), acc). Any m.
+// The integer sum of one group fits in int32: |sum| <= 255 * 127 * group, so group <= 66000 columns.
+struct GemmI8Args {
+  WeightView w;
+  int64_t row0, rows;  // multiples of 16 except at the end of the matrix
+  const int8_t* x;     // [m][padded_cols]
+  const float* x_scales;
+  const int32_t* x_sums;
+  int64_t padded_cols, m;
+  float* y;            // y(i, r) at y[i * ldy + (r - row0)]
+  int64_t ldy;
+  int32_t accumulate;
+};
+using GemmI8Fn = void (*)(const GemmI8Args&) noexcept;
+
+// Row-major u8 codes -> tile codes and back. zeros (tile order) fill the padding columns; padding rows get code 0.
+struct PackCodesArgs {
+  int64_t rows, cols;
+  const uint8_t* codes;  // [rows][cols], each < 2^bits
+  const uint8_t* zeros;  // [tiles][groups][16]
+  int64_t group, groups, steps;
+  uint8_t* out;
+};
+using PackCodesFn = void (*)(const PackCodesArgs&) noexcept;
+
+struct UnpackCodesArgs {
+  WeightView w;
+  uint8_t* codes;  // [rows][cols]
+};
+using UnpackCodesFn = void (*)(const UnpackCodesArgs&) noexcept;
+
+// out[i, :] = W(ids[i], :) as f32; ids are in range. Tiles gather from the tile.
+struct EmbedArgs {
+  WeightView w;
+  int64_t n;
+  const int32_t* ids;
+  float* out;
+  int64_t ldo;
+};
+using EmbedFn = void (*)(const EmbedArgs&) noexcept;
+
+// ---- elementwise -----------------------------------------------------------------------------------------------
+
+struct UnaryArgs {  // y[i] = f(x[i]); y may be x
+  int64_t n;
+  const float* x;
+  float* y;
+};
+using UnaryFn = void (*)(const UnaryArgs&) noexcept;
+
+struct UnaryBwdArgs {  // dx[i] (+)= f'(x[i]) dy[i]; dx may be dy when not accumulating
+  int64_t n;
+  const float* x;
+  const float* dy;
+  float* dx;
+  int32_t accumulate;
+};
+using UnaryBwdFn = void (*)(const UnaryBwdArgs&) noexcept;
+
+struct GatedArgs {  // y[i] = f(gate[i]) * up[i]
+  int64_t n;
+  const float* gate;
+  const float* up;
+  float* y;
+};
+using GatedFn = void (*)(const GatedArgs&) noexcept;
+
+struct GatedBwdArgs {  // d_gate[i] = f'(gate) up dy, d_up[i] = f(gate) dy; d_gate may be gate, d_up may be up
+  int64_t n;
+  const float* gate;
+  const float* up;
+  const float* dy;
+  float* d_gate;
+  float* d_up;
+};
+using GatedBwdFn = void (*)(const GatedBwdArgs&) noexcept;
+
+struct BinaryArgs {  // y[i] = a[i] op b[i]; y may be a or b
+  int64_t n;
+  const float* a;
+  const float* b;
+  float* y;
+};
+using BinaryFn = void (*)(const BinaryArgs&) noexcept;
+
+struct AxpyArgs {  // y[i] = fma(alpha, x[i], y[i])
+  int64_t n;
+  float alpha;
+  const float* x;
+  float* y;
+};
+using AxpyFn = void (*)(const AxpyArgs&) noexcept;
+
+struct ScaleArgs {  // y[i] = alpha * x[i]; y may be x
+  int64_t n;
+  float alpha;
+  const float* x;
+  float* y;
+};
+using ScaleFn = void (*)(const ScaleArgs&) noexcept;
+
+struct BiasArgs {  // x[r, c] += bias[c]
+  int64_t rows, cols;
+  float* x;
+  int64_t ld;
+  const float* bias;
+};
+using BiasFn = void (*)(const BiasArgs&) noexcept;
+
+struct ColSumArgs {  // out[c] (+)= sum over r in order of x[r, c]
+  int64_t rows, cols;
+  const float* x;
+  int64_t ld;
+  float* out;
+  int32_t accumulate;
+};
+using ColSumFn = void (*)(const ColSumArgs&) noexcept;
+
+struct ConvertArgs {  // round to nearest even; f32 -> bf16 flushes subnormal inputs and results to signed zero
+  int64_t n;
+  const void* src;
+  void* dst;
+};
+using ConvertFn = void (*)(const ConvertArgs&) noexcept;
+
+struct SumSquaresArgs {  // *out = sum of double(x)²; eight interleaved chains added pairwise, the same on every tier
+  int64_t n;
+  const float* x;
+  double* out;
+};
+using SumSquaresFn = void (*)(const SumSquaresArgs&) noexcept;
+
+// ---- rows ------------------------------------------------------------------------------------------------------
+
+// RMSNorm: y = x * rstd * (w + w_offset), rstd = 1/sqrt(mean(x²) + eps). LayerNorm: y = (x - mean) * rstd * w + b with
+// the biased variance; w and b may be null (1 and 0). Rows are contiguous with stride cols.
+struct NormArgs {
+  int64_t rows, cols;
+  const float* x;
+  const float* w;
+  const float* b;
+  float* y;     // may be x
+  float* mean;  // [rows], layer_norm only; may be null
+  float* rstd;  // [rows]; may be null
+  float eps;
+  float w_offset;
+};
+using NormFn = void (*)(const NormArgs&) noexcept;
+
+struct NormBwdArgs {
+  int64_t rows, cols;
+  const float* x;
+  const float* w;  // may be null (layer_norm)
+  const float* dy;
+  const float* mean;  // layer_norm only
+  const float* rstd;
+  float* dx;  // may be null
+  float* dw;  // [cols] += sum over the rows in order; may be null
+  float* db;  // layer_norm only; may be null
+  float w_offset;
+  int32_t accumulate;  // of dx
+};
+using NormBwdFn = void (*)(const NormBwdArgs&) noexcept;
+
+struct SoftmaxArgs {  // y = softmax(scale * x) per row; y may be x
+  int64_t rows, cols;
+  const float* x;
+  float* y;
+  float scale;
+};
+using SoftmaxFn = void (*)(const SoftmaxArgs&) noexcept;
+
+// Per row: lse = log sum exp(logits), loss = lse - logits[label] (natural log), d_logits = (softmax - onehot) * d_scale.
+// A negative label is ignored: loss 0, d_logits 0. d_logits may be logits or null; labels are < cols.
+struct CrossEntropyArgs {
+  int64_t rows, cols;
+  const float* logits;
+  int64_t ld;  // of logits and d_logits
+  const int32_t* labels;
+  float* d_logits;
+  float d_scale;
+  double* loss;  // [rows]
+  float* lse;    // [rows]; may be null
+};
+using CrossEntropyFn = void (*)(const CrossEntropyArgs&) noexcept;
+
+// Rotary embedding of the first rot_dim entries of every head: with c = cos[pos, j], s = sin[pos, j], j < rot_dim / 2,
+// (a, b) -> (a c - b s, b c + a s). Pairs are (j, j + rot_dim / 2), or (2j, 2j + 1) when interleaved. inverse: s := -s,
+// which is also the backward. Entries beyond rot_dim are copied. y may be x.
+struct RopeArgs {
+  int64_t rows, heads, head_dim, rot_dim;
+  const float* x;
+  int64_t ldx;
+  float* y;
+  int64_t ldy;
+  const float* cos_table;  // [positions][rot_dim / 2]
+  const float* sin_table;
+  const int32_t* positions;  // [rows]
+  int32_t interleaved, inverse;
+};
+using RopeFn = void (*)(const RopeArgs&) noexcept;
+
+// AdamW, decoupled decay: g' = g * grad_scale; p *= 1 - lr wd; m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'²;
+// p -= step_size * m / (sqrt(v) * v_correction + eps), step_size = lr / (1 - b1^t), v_correction = 1 / sqrt(1 - b2^t).
+struct AdamwArgs {
+  int64_t n;
+  float* p;
+  const float* g;
+  float* m;
+  float* v;
+  float grad_scale, lr, beta1, beta2, eps, weight_decay, step_size, v_correction;
+};
+using AdamwFn = void (*)(const AdamwArgs&) noexcept;
+
+// ---- attention -------------------------------------------------------------------------------------------------
+
+// Block sizes are part of the result's definition (they order the sums), so all tiers share them.
+constexpr int64_t kAttentionBlockQ = 64;   // query rows per task
+constexpr int64_t kAttentionBlockK = 128;  // keys per block, counted from key 0 (prefix keys form blocks of their own)
+constexpr int64_t kAttentionMaxHeadDim = 256;
+
+// One sequence, one key/value head and the `group` query heads that share it; query rows [0, tq). Never stores tq x tk.
+// 1 <= head_dim <= kAttentionMaxHeadDim. Row t stands at position q_pos0 + t on the key axis. It sees all prefix keys
+// (which carry no alibi), and key j if (!causal || j <= pos) and (window == 0 || j > pos - window).
+// score = softcap * tanh(scale q.k / softcap) (softcap 0: none) + alibi[g] * j.
+// Normaliser: sum exp(score - max), plus exp(-max) when softmax_one. A row that sees no key gives o = 0, lse = -inf.
+// The bits of a row do not depend on tq, nor on keys that it does not see.
+struct AttentionArgs {
+  const float* q;  // q(t, g, d) at q[t * q_row + g * q_head + d]
+  int64_t q_row, q_head;
+  const float* k;  // k(j, d) at k[j * k_row + d]
+  const float* v;
+  int64_t k_row, v_row;
+  const float* prefix_k;  // [n_prefix] rows; may be null
+  const float* prefix_v;
+  int64_t n_prefix, prefix_row;
+  float* o;  // o(t, g, d) at o[t * o_row + g * o_head + d]
+  int64_t o_row, o_head;
+  float* lse;  // lse(t, g) at lse[g * lse_head + t]; may be null
+  int64_t lse_head;
+  int64_t tq, tk, group, head_dim;
+  int64_t q_pos0, window;
+  int32_t causal, softmax_one;
+  float scale, softcap;
+  const float* alibi;  // [group] slopes; may be null
+  float* scratch;      // attention_scratch_floats(head_dim)
+};
+using AttentionFn = void (*)(const AttentionArgs&) noexcept;
+
+// The gradient of one (sequence, kv head): writes dq of all its rows and dk, dv of all its keys. prefix gradients are
+// ADDED (callers sum over the batch in a fixed order). f.tq may exceed kAttentionBlockQ here, as in the forward.
+struct AttentionBwdArgs {
+  AttentionArgs f;   // f.o and f.lse hold the forward's results; f.scratch: attention_bwd_scratch_floats(head_dim)
+  const float* d_o;  // strides of f.o
+  float* dq;         // strides of f.q
+  float* dk;         // strides dk_row, dv_row
+  float* dv;
+  int64_t dk_row, dv_row;
+  float* d_prefix_k;  // stride f.prefix_row; may be null
+  float* d_prefix_v;
+};
+using AttentionBwdFn = void (*)(const AttentionBwdArgs&) noexcept;
+
+constexpr int64_t attention_scratch_floats(int64_t head_dim) {
+  const int64_t d = (head_dim + 63) / 64 * 64;
+  return 2 * kAttentionBlockK * d + kAttentionBlockQ * (2 * kAttentionBlockK + 2 * d + 8) + 256;
+}
+constexpr int64_t attention_bwd_scratch_floats(int64_t head_dim) {
+  const int64_t d = (head_dim + 63) / 64 * 64;
+  return 6 * kAttentionBlockK * d + kAttentionBlockQ * (4 * kAttentionBlockK + 6 * d + 8) + 256;
+}
+
+}  // namespace thimble

@@ -1,0 +1,26 @@
+// One init function per kernel file: it writes the file's slots into the table.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace thimble::ref {
+
+void init(KernelTable& t);
+void init_panel(KernelTable& t);
+void init_gemm_f32(KernelTable& t);  // also the gemm block sizes
+void init_gemv(KernelTable& t);
+void init_quantize(KernelTable& t);
+void init_gemm_i8(KernelTable& t);
+void init_pack(KernelTable& t);
+void init_embed(KernelTable& t);
+void init_activation(KernelTable& t);
+void init_elementwise(KernelTable& t);
+void init_convert(KernelTable& t);
+void init_norm(KernelTable& t);
+void init_softmax(KernelTable& t);
+void init_rope(KernelTable& t);
+void init_adamw(KernelTable& t);
+void init_attention(KernelTable& t);
+void init_attention_bwd(KernelTable& t);
+
+}  // namespace thimble::ref

@@ -1,0 +1,30 @@
+// The entry point of a tier: calls the init of every kernel file that this tier compiles.
+#include "kernels/simd/init.h"
+
+namespace thimble::THIMBLE_ISA {
+
+void init(KernelTable& t) {
+#if defined(__AVX512BF16__)
+  init_convert(t);
+#elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  init_gemm_i8(t);
+#else
+  init_panel(t);
+  init_gemm_f32(t);
+  init_gemv(t);
+  init_quantize(t);
+  init_gemm_i8(t);
+  init_embed(t);
+  init_activation(t);
+  init_elementwise(t);
+  init_convert(t);
+  init_norm(t);
+  init_softmax(t);
+  init_rope(t);
+  init_adamw(t);
+  init_attention(t);
+  init_attention_bwd(t);
+#endif
+}
+
+}  // namespace thimble::THIMBLE_ISA

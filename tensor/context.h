@@ -1,0 +1,47 @@
+// What every op is given: kernels, threads, memory, the tape. A context is passed, never global.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernel_table.h"
+#include "tensor/arena.h"
+#include "tensor/tensor.h"
+
+namespace thimble {
+
+class Tape;
+
+// f32: exact products. int8_act: quantized weights multiply int8 activations. bf16: bf16 products, f32 sums.
+enum class Precision : uint8_t { f32, bf16, int8_act };
+
+// Sees intermediate values of a forward pass by name: calibration, layer-by-layer checks.
+struct Observer {
+  void (*on_value)(void* user, const char* name, int layer, const Tensor& value) = nullptr;
+  void* user = nullptr;
+};
+
+struct Context {
+  Context(const KernelTable& table, int n_threads, MemoryBudget* memory_budget)
+      : kernels(table),
+        threads(n_threads),
+        budget(memory_budget),
+        saved("activations", memory_budget),
+        grads("gradients", memory_budget),
+        scratch("scratch", memory_budget) {}
+
+  KernelTable kernels;
+  int threads;
+  Precision precision = Precision::f32;
+  MemoryBudget* budget;
+  Arena saved;    // values that backward needs
+  Arena grads;    // gradients of activations
+  Arena scratch;  // lives within one op
+  Tape* tape = nullptr;
+  Observer observer;
+
+  void observe(const char* name, int layer, const Tensor& value) const {
+    if (observer.on_value) observer.on_value(observer.user, name, layer, value);
+  }
+};
+
+}  // namespace thimble

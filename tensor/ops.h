@@ -1,0 +1,73 @@
+// The ops: each allocates its output in ctx.saved, runs kernels, and records itself when a gradient is wanted. Shapes:
+// M rows (tokens of all sequences, packed without padding), C, N features, H heads, D head_dim, V vocabulary.
+// Forward and backward of an op stand side by side in its file.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/context.h"
+#include "tensor/tape.h"
+
+namespace thimble {
+
+enum class Activation : uint8_t { gelu_erf, gelu_tanh, relu, silu };
+
+// rows of w picked by ids: [M, C]. ids are in range and outlive backward.
+Var embed(Context& ctx, Weight* w, const int32_t* ids, int64_t n);
+// x + w[positions[i] + offset]: learned positions. x is [M, C].
+Var add_positions(Context& ctx, Var x, Weight* w, const int32_t* positions, int64_t offset);
+// x Wᵀ + b: [M, N]; b may be null.
+Var linear(Context& ctx, Var x, Weight* w, Weight* b);
+Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset = 0);
+// w, b may be null.
+Var layer_norm(Context& ctx, Var x, Weight* w, Weight* b, float eps);
+// Rotates in place: x is [M, H*D], the first rot_dim entries of each head; tables [positions][rot_dim / 2].
+Var rope(Context& ctx, Var x, int64_t heads, int64_t head_dim, int64_t rot_dim, bool interleaved, const float* cos_table,
+         const float* sin_table, const int32_t* positions);
+Var activation(Context& ctx, Var x, Activation kind);
+// f(gate) * up
+Var gated(Context& ctx, Var gate, Var up, Activation kind);
+Var add(Context& ctx, Var a, Var b);
+Var scale(Context& ctx, Var x, float alpha);
+
+// Sequences are packed without padding: sequence s owns the rows [cu_seqlens[s], cu_seqlens[s + 1]). Must outlive backward.
+struct AttentionSpec {
+  int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
+  int64_t n_seqs = 0;
+  const int32_t* cu_seqlens = nullptr;
+  bool causal = true, softmax_one = false;
+  int64_t window = 0;  // keys j with pos - window < j <= pos; 0: all
+  float scale = 1, softcap = 0;
+  const float* alibi = nullptr;  // [n_heads] or null
+  // Prefix keys and values per sequence [n_prefix, n_kv_heads * head_dim], visible to all queries; null: none.
+  const float* const* prefix_k = nullptr;
+  const float* const* prefix_v = nullptr;
+  int64_t n_prefix = 0;
+  // Decoding: keys and values come from a cache (k and v of the op are then ignored). Row r of sequence s stands at
+  // position cache_len[s] + r - cu_seqlens[s]; the cache holds all rows up to the last query. No gradient.
+  const float* const* cache_k = nullptr;  // [n_seqs] -> [capacity, n_kv_heads * head_dim]
+  const float* const* cache_v = nullptr;
+  const int32_t* cache_len = nullptr;     // rows before this call
+};
+// q [M, H*D], k and v [M, Hkv*D] -> [M, H*D]
+Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec);
+
+// Mean-style cross entropy of logits = hidden Wᵀ + b against labels [M] (negative: ignored), divided by `denominator`
+// (the number of labels of the whole accumulation group). Runs in row chunks, so logits never exist for the whole batch;
+// with a tape the gradients of hidden and of the head are made in the same pass. Returns the sum of losses / denominator;
+// row_loss [M] receives the losses in nats when not null.
+double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
+                            double* row_loss = nullptr);
+
+// One block of the network: runs fn(ctx, user, index, x). Everything it allocates is freed again except its output,
+// unless a tape records it. recompute: the tape keeps the input only and backward replays the block.
+using BlockFn = Var (*)(Context& ctx, void* user, int index, Var x);
+struct BlockCall {
+  BlockFn fn = nullptr;
+  void* user = nullptr;
+  int index = 0;
+};
+// needs_grad: the block holds trainable parameters or its input wants a gradient. call outlives backward.
+Var run_block(Context& ctx, const BlockCall* call, Var x, bool recompute, bool needs_grad);
+
+}  // namespace thimble

@@ -1,0 +1,233 @@
+// Embedding, learned positions, add, scale, and the block that frees or replays its inside.
+#include <cstring>
+
+#include "tensor/ops_internal.h"
+#include "tensor/trace.h"
+
+namespace thimble {
+namespace {
+
+EmbedFn embed_kernel(const KernelTable& k, WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f16: return k.embed_f16;
+    case WeightFormat::bf16: return k.embed_bf16;
+    case WeightFormat::q8: return k.embed_q8;
+    case WeightFormat::q4: return k.embed_q4;
+    case WeightFormat::f32: break;
+  }
+  return k.embed_f32;
+}
+
+// out[i] = W(ids[i] + offset)
+void gather(Context& ctx, const Weight& w, const int32_t* ids, int64_t n, float* out) {
+  THIMBLE_CHECK(!w.perm);
+  const EmbedFn fn = embed_kernel(ctx.kernels, w.format);
+  for_rows(ctx, n, w.cols, [&](int64_t r, int64_t count, int64_t) {
+    fn({w.view(), count, ids + r, out + r * w.cols, w.cols});
+  });
+}
+
+// w.grad[ids[i]] += dy[i], rows in order: threads own column ranges, so the sum of a row does not depend on them.
+void scatter(Context& ctx, Weight* w, const int32_t* ids, int64_t n, const float* dy) {
+  const int64_t cols = w->cols;
+  if (!grad_begin(w)) std::memset(w->grad, 0, size_t(w->numel()) * sizeof(float));
+  constexpr int64_t kColumns = 256;
+  parallel_for(ctx.threads, (cols + kColumns - 1) / kColumns, [&](int64_t c, int) {
+    const int64_t begin = c * kColumns, count = std::min(kColumns, cols - begin);
+    for (int64_t i = 0; i < n; ++i)
+      ctx.kernels.axpy({count, 1.0f, dy + i * cols + begin, w->grad + int64_t{ids[i]} * cols + begin});
+  });
+}
+
+}  // namespace
+
+Var embed(Context& ctx, Weight* w, const int32_t* ids, int64_t n) {
+  THIMBLE_ZONE(embed);
+  const bool recorded = ctx.tape && wants_grad(w);
+  Var y = new_value(ctx, n, w->cols, recorded);
+  gather(ctx, *w, ids, n, y.t.f32());
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::embed);
+    node.out = y.id;
+    node.w = w;
+    node.rows = n;
+    node.ids = ids;
+  }
+  return y;
+}
+
+void embed_backward(Context& ctx, const Node& node) {
+  if (const float* dy = grad_of(ctx, node.out)) scatter(ctx, node.w, node.ids, node.rows, dy);
+}
+
+Var add_positions(Context& ctx, Var x, Weight* w, const int32_t* positions, int64_t offset) {
+  THIMBLE_ZONE(embed);
+  const int64_t n = x.t.rows(), cols = x.t.cols();
+  const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w));
+  Var y = new_value(ctx, n, cols, recorded);
+  // The row numbers outlive the op: backward scatters by them.
+  auto* rows = static_cast<int32_t*>(ctx.saved.allocate(size_t(n) * sizeof(int32_t), "positions"));
+  for (int64_t i = 0; i < n; ++i) rows[i] = positions[i] + static_cast<int32_t>(offset);
+  gather(ctx, *w, rows, n, y.t.f32());
+  add_rows(ctx, n * cols, x.t.f32(), y.t.f32(), y.t.f32());
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::add_positions);
+    node.in[0] = x.id;
+    node.out = y.id;
+    node.w = w;
+    node.rows = n;
+    node.ids = rows;
+  }
+  return y;
+}
+
+void add_positions_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  if (wants_grad(node.w)) scatter(ctx, node.w, node.ids, node.rows, dy);
+  grad_share(ctx, node.in[0], dy);
+}
+
+Var add(Context& ctx, Var a, Var b) {
+  THIMBLE_ZONE(add);
+  const bool recorded = ctx.tape && (a.id >= 0 || b.id >= 0);
+  Var y = new_value(ctx, a.t.rows(), a.t.cols(), recorded);
+  add_rows(ctx, a.t.numel(), a.t.f32(), b.t.f32(), y.t.f32());
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::add);
+    node.in[0] = a.id;
+    node.in[1] = b.id;
+    node.out = y.id;
+  }
+  return y;
+}
+
+// Both operands share dy; whoever adds to a shared gradient copies it first, so a residual stream read by two parallel
+// branches is never changed under the branch that reads it later.
+void add_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  grad_share(ctx, node.in[0], dy);
+  grad_share(ctx, node.in[1], dy);
+}
+
+Var scale(Context& ctx, Var x, float alpha) {
+  const bool recorded = ctx.tape && x.id >= 0;
+  Var y = new_value(ctx, x.t.rows(), x.t.cols(), recorded);
+  const float* in = x.t.f32();
+  float* out = y.t.f32();
+  for_elements(ctx, x.t.numel(), [&](int64_t i, int64_t n) { ctx.kernels.scale({n, alpha, in + i, out + i}); });
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::scale);
+    node.in[0] = x.id;
+    node.out = y.id;
+    node.attr[0] = alpha;
+    node.rows = x.t.numel();
+  }
+  return y;
+}
+
+void scale_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  bool accumulate = false;
+  float* dx = grad_target(ctx, node.in[0], &accumulate);
+  const float alpha = node.attr[0];
+  for_elements(ctx, node.rows, [&](int64_t i, int64_t n) {
+    if (accumulate)
+      ctx.kernels.axpy({n, alpha, dy + i, dx + i});
+    else
+      ctx.kernels.scale({n, alpha, dy + i, dx + i});
+  });
+}
+
+Var run_block(Context& ctx, const BlockCall* call, Var x, bool recompute, bool needs_grad) {
+  const int64_t rows = x.t.rows(), cols = x.t.cols();
+  if (ctx.tape && needs_grad && !recompute) {
+    ctx.tape->push(Op::segment_begin);
+    Var y = call->fn(ctx, call->user, call->index, x);
+    Node& end = ctx.tape->push(Op::segment_end);
+    end.in[0] = x.id;
+    end.out = y.id;
+    return y;
+  }
+  const bool recorded = ctx.tape && needs_grad;
+  Var y = new_value(ctx, rows, cols, recorded);
+  {
+    const ArenaScope scope(ctx.saved);
+    Tape* tape = ctx.tape;
+    ctx.tape = nullptr;
+    const Var inside = call->fn(ctx, call->user, call->index, {x.t, -1});
+    ctx.tape = tape;
+    std::memcpy(y.t.data, inside.t.data, size_t(y.t.numel()) * sizeof(float));
+  }
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::checkpoint);
+    node.in[0] = x.id;
+    node.out = y.id;
+    node.rows = rows;
+    node.dims[0] = cols;
+    node.saved[0] = x.t.f32();
+    node.block = call;
+  }
+  return y;
+}
+
+namespace {
+
+// The gradient of a block's input outlives the block, so it is placed below the block's other gradients. Two buffers
+// that take turns are enough for the whole residual stream.
+void place_input_grad(Context& ctx, int32_t in, int32_t out) {
+  if (in < 0) return;
+  Tape::Value& x = ctx.tape->value(in);
+  const Tape::Value& y = ctx.tape->value(out);
+  Tape::Turns& turns = ctx.tape->turns;
+  if (x.grad) return;
+  if (turns.numel != x.t.numel()) {
+    turns.numel = x.t.numel();
+    for (float*& buffer : turns.buffer) buffer = ctx.grads.floats(turns.numel, "residual gradients");
+  }
+  x.grad = turns.buffer[0] == y.grad ? turns.buffer[1] : turns.buffer[0];
+}
+
+}  // namespace
+
+void segment_end_backward(Context& ctx, const Node& node) {
+  place_input_grad(ctx, node.in[0], node.out);
+  ctx.tape->segments.push_back(ctx.grads.mark());
+}
+
+void segment_begin_backward(Context& ctx, const Node&) {
+  ctx.grads.reset(ctx.tape->segments.back());
+  ctx.tape->segments.pop_back();
+}
+
+void checkpoint_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  place_input_grad(ctx, node.in[0], node.out);
+  const ArenaScope saved(ctx.saved), grads(ctx.grads);
+  const size_t nodes = ctx.tape->node_count(), values = ctx.tape->value_count();
+  Var x;
+  x.t = Tensor::matrix(const_cast<float*>(node.saved[0]), node.rows, node.dims[0]);
+  if (node.in[0] >= 0) {
+    x.id = ctx.tape->add_value(x.t);
+    ctx.tape->value(x.id) = ctx.tape->value(node.in[0]);
+  }
+  const Var y = node.block->fn(ctx, node.block->user, node.block->index, x);
+  if (y.id >= 0) {
+    Tape::Value& out = ctx.tape->value(y.id);
+    out.grad = const_cast<float*>(dy);
+    out.written = out.shared = true;
+    run_backward(ctx, nodes);
+  }
+  if (node.in[0] >= 0) {
+    const Tape::Value inside = ctx.tape->value(x.id);
+    Tape::Value& outer = ctx.tape->value(node.in[0]);
+    outer.written = inside.written;
+    THIMBLE_CHECK(inside.grad == outer.grad);
+  }
+  ctx.tape->truncate(nodes, values);
+}
+
+}  // namespace thimble

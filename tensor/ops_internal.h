@@ -1,0 +1,68 @@
+// Shared by the ops: loops over elements and rows whose chunks depend on the shape only, and the backward of every op.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "tensor/context.h"
+#include "tensor/ops.h"
+#include "tensor/parallel.h"
+#include "tensor/tape.h"
+
+namespace thimble {
+
+#define OP(name, has_backward) void name##_backward(Context& ctx, const Node& node);
+#include "tensor/op_rows.def"
+#undef OP
+
+constexpr int64_t kElementChunk = 1 << 15;  // elements per chunk of an elementwise loop
+
+// body(begin, count) over [0, n)
+template <class Body>
+void for_elements(Context& ctx, int64_t n, Body&& body) {
+  const int64_t chunks = (n + kElementChunk - 1) / kElementChunk;
+  parallel_for(ctx.threads, chunks, [&](int64_t c, int) {
+    const int64_t begin = c * kElementChunk;
+    body(begin, std::min(kElementChunk, n - begin));
+  });
+}
+
+// Rows per chunk of a row-wise loop over [rows, cols].
+inline int64_t row_chunk(int64_t cols) { return std::max<int64_t>(1, kElementChunk / std::max<int64_t>(1, cols)); }
+
+// body(first_row, count, chunk)
+template <class Body>
+void for_rows(Context& ctx, int64_t rows, int64_t cols, Body&& body) {
+  const int64_t step = row_chunk(cols);
+  parallel_for(ctx.threads, (rows + step - 1) / step, [&](int64_t c, int) {
+    const int64_t begin = c * step;
+    body(begin, std::min(step, rows - begin), c);
+  });
+}
+
+// y = a + b over n elements
+inline void add_rows(Context& ctx, int64_t n, const float* a, const float* b, float* y) {
+  for_elements(ctx, n, [&](int64_t i, int64_t count) { ctx.kernels.add({count, a + i, b + i, y + i}); });
+}
+
+inline bool wants_grad(const Weight* w) { return w && w->grad; }
+
+// A new value [rows, cols] in ctx.saved, on the tape when `recorded`.
+inline Var new_value(Context& ctx, int64_t rows, int64_t cols, bool recorded) {
+  Var y;
+  y.t = Tensor::matrix(ctx.saved.floats(rows * cols, "activations"), rows, cols);
+  if (recorded) y.id = ctx.tape->add_value(y.t);
+  return y;
+}
+
+// y[m, w.rows] (+)= x[m, w.cols] Wᵀ in the context's precision, and dx[m, w.cols] (+)= dy[m, w.rows] W.
+void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate);
+void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate);
+// w.grad (+)= dyᵀ x
+void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w);
+// b.grad (+)= sum of the rows of dy
+void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b);
+// grad[cols] (+)= partials[0] + partials[1] + ... in order
+void add_partials(Context& ctx, const float* partials, int64_t count, int64_t cols, float* grad, bool accumulate);
+
+}  // namespace thimble

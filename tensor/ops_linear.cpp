@@ -1,0 +1,104 @@
+// linear: y = x Wᵀ + b, dx = dy W, dW = dyᵀ x, db = column sums of dy. Nothing is saved but x itself. A weight in act-order
+// holds permuted columns: x is gathered once per call, dx scattered back.
+#include <cstring>
+
+#include "tensor/gemm.h"
+#include "tensor/ops_internal.h"
+#include "tensor/trace.h"
+
+namespace thimble {
+namespace {
+
+// scratch[i, c] = x[i, perm[c]]
+const float* gather_columns(Context& ctx, int64_t m, const float* x, const Weight& w) {
+  float* gathered = ctx.scratch.floats(m * w.cols, "gathered activations");
+  for_rows(ctx, m, w.cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t i = first; i < first + count; ++i)
+      for (int64_t c = 0; c < w.cols; ++c) gathered[i * w.cols + c] = x[i * w.cols + w.perm[c]];
+  });
+  return gathered;
+}
+
+}  // namespace
+
+void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate) {
+  const ArenaScope scope(ctx.scratch);
+  const bool int8_act = ctx.precision == Precision::int8_act && is_tiled(w.format);
+  if (w.perm) x = gather_columns(ctx, m, x, w);
+  const size_t bytes = gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  gemm_nt(exec, m, x, w.cols, w.format, w.view(), y, w.rows, accumulate, int8_act);
+}
+
+void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate) {
+  const ArenaScope scope(ctx.scratch);
+  const size_t bytes = gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  if (!w.perm) {
+    gemm_nn(exec, m, dy, w.rows, w.format, w.view(), dx, w.cols, accumulate);
+    return;
+  }
+  float* permuted = ctx.scratch.floats(m * w.cols, "permuted gradients");
+  gemm_nn(exec, m, dy, w.rows, w.format, w.view(), permuted, w.cols, false);
+  for_rows(ctx, m, w.cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t i = first; i < first + count; ++i)
+      for (int64_t c = 0; c < w.cols; ++c) {
+        float& out = dx[i * w.cols + w.perm[c]];
+        out = accumulate ? out + permuted[i * w.cols + c] : permuted[i * w.cols + c];
+      }
+  });
+}
+
+void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w) {
+  const ArenaScope scope(ctx.scratch);
+  const size_t bytes = gemm_tn_scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  gemm_tn(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
+}
+
+void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
+  const bool accumulate = grad_begin(b);
+  const int64_t cols = b->cols;
+  constexpr int64_t kColumns = 256;
+  parallel_for(ctx.threads, (cols + kColumns - 1) / kColumns, [&](int64_t c, int) {
+    const int64_t begin = c * kColumns;
+    ctx.kernels.col_sum({m, std::min(kColumns, cols - begin), dy + begin, cols, b->grad + begin, accumulate});
+  });
+}
+
+Var linear(Context& ctx, Var x, Weight* w, Weight* b) {
+  THIMBLE_ZONE(linear);
+  const int64_t m = x.t.rows();
+  THIMBLE_CHECK(x.t.cols() == w->cols);
+  const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
+  Var y = new_value(ctx, m, w->rows, recorded);
+  weight_forward(ctx, m, x.t.f32(), *w, y.t.f32(), false);
+  if (b && *b) {
+    float* out = y.t.f32();
+    for_rows(ctx, m, w->rows, [&](int64_t r, int64_t count, int64_t) {
+      ctx.kernels.bias_add({count, w->rows, out + r * w->rows, w->rows, b->f32()});
+    });
+  }
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::linear);
+    node.in[0] = x.id;
+    node.out = y.id;
+    node.w = w;
+    node.b = b;
+    node.rows = m;
+    node.saved[0] = x.t.f32();
+  }
+  return y;
+}
+
+void linear_backward(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(linear_bwd);
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  if (wants_grad(node.w)) weight_dw(ctx, node.rows, dy, node.saved[0], node.w);
+  if (wants_grad(node.b)) bias_grad(ctx, node.rows, dy, node.b);
+  bool accumulate = false;
+  if (float* dx = grad_target(ctx, node.in[0], &accumulate)) weight_dx(ctx, node.rows, dy, *node.w, dx, accumulate);
+}
+
+}  // namespace thimble

@@ -1,0 +1,52 @@
+// Chunked head and cross entropy: logits of one chunk of rows at a time, turned into d_logits in place; from those the
+// gradients of hidden and head at once. So V-wide buffers hold one chunk, never the batch.
+#include <cstring>
+
+#include "tensor/ops_internal.h"
+#include "tensor/trace.h"
+
+namespace thimble {
+
+double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
+                            double* row_loss) {
+  THIMBLE_ZONE(loss);
+  const int64_t rows = hidden.t.rows(), cols = hidden.t.cols(), vocab = head->rows;
+  THIMBLE_CHECK(cols == head->cols && denominator > 0);
+  const bool recorded = ctx.tape && (hidden.id >= 0 || wants_grad(head) || wants_grad(bias));
+  float* d_hidden = recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
+
+  const ArenaScope scope(ctx.scratch);
+  constexpr int64_t kChunkFloats = 1 << 22;
+  const int64_t step = std::min(rows, std::max<int64_t>(16, kChunkFloats / vocab / 16 * 16));
+  float* logits = ctx.scratch.floats(step * vocab, "logits chunk");
+  auto* losses = static_cast<double*>(ctx.scratch.allocate(size_t(step) * sizeof(double), "losses"));
+  const float d_scale = static_cast<float>(1.0 / denominator);
+  double total = 0;
+  for (int64_t r = 0; r < rows; r += step) {
+    const int64_t n = std::min(step, rows - r);
+    weight_forward(ctx, n, hidden.t.f32() + r * cols, *head, logits, false);
+    for_rows(ctx, n, vocab, [&](int64_t i, int64_t count, int64_t) {
+      if (bias && *bias) ctx.kernels.bias_add({count, vocab, logits + i * vocab, vocab, bias->f32()});
+      ctx.kernels.cross_entropy({count, vocab, logits + i * vocab, vocab, labels + r + i,
+                                 recorded ? logits + i * vocab : nullptr, d_scale, losses + i, nullptr});
+    });
+    for (int64_t i = 0; i < n; ++i) total += losses[i];
+    if (row_loss) std::memcpy(row_loss + r, losses, size_t(n) * sizeof(double));
+    if (!recorded) continue;
+    if (d_hidden) weight_dx(ctx, n, logits, *head, d_hidden + r * cols, false);
+    if (wants_grad(head)) weight_dw(ctx, n, logits, hidden.t.f32() + r * cols, head);
+    if (wants_grad(bias)) bias_grad(ctx, n, logits, bias);
+  }
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::linear_cross_entropy);
+    node.in[0] = hidden.id;
+    node.saved[0] = d_hidden;
+  }
+  return total / denominator;
+}
+
+void linear_cross_entropy_backward(Context& ctx, const Node& node) {
+  if (node.saved[0]) grad_share(ctx, node.in[0], node.saved[0]);
+}
+
+}  // namespace thimble

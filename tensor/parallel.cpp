@@ -1,0 +1,63 @@
+#include "tensor/parallel.h"
+
+#include <omp.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <string>
+
+namespace thimble {
+namespace {
+
+// cgroup v2 quota as a thread count, rounded up; a large number when there is none.
+int cgroup_threads() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (file >> quota >> period && quota != "max" && period > 0) {
+    const double cores = std::strtod(quota.c_str(), nullptr) / period;
+    if (cores > 0) return std::max(1, static_cast<int>(cores + 0.999));
+  }
+  return 1 << 20;
+}
+
+}  // namespace
+
+int available_threads() {
+  static const int count = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    int n = 1;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+    return std::max(1, std::min(n, cgroup_threads()));
+  }();
+  return count;
+}
+
+void parallel_run(int threads, int64_t chunks, ParallelBody body, void* context) {
+  const int team = static_cast<int>(std::min<int64_t>(threads, chunks));
+  if (team <= 1 || omp_in_parallel()) {
+    for (int64_t c = 0; c < chunks; ++c) body(context, c, 0);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(team)
+  {
+    const int thread = omp_get_thread_num();
+    for (int64_t c = next.fetch_add(1, std::memory_order_relaxed); c < chunks;
+         c = next.fetch_add(1, std::memory_order_relaxed))
+      body(context, c, thread);
+  }
+}
+
+const char* openmp_runtime() {
+#if defined(__clang__)
+  return "libomp";
+#else
+  return "libgomp";
+#endif
+}
+
+}  // namespace thimble
