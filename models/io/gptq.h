@@ -1,0 +1,59 @@
+// GPTQ checkpoints (AutoGPTQ, GPTQModel): configuration, and unpacking of one linear into plain arrays.
+// Layout of the packed tensors: codes along inputs, zero points along outputs, both as little-endian bit streams of
+// 32-bit words; version 1 stores zero - 1. Errors: input with file, tensor and field; unsupported names the layout.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/io/safetensors.h"
+
+namespace thimble {
+
+struct GptqConfig {
+  int bits = 4;             // 2, 3, 4 or 8
+  int64_t group_size = -1;  // inputs per group; -1: one group per row
+  bool desc_act = false;
+  bool sym = true;
+  bool v2 = false;  // zero points stored as they are; v1 stores zero - 1
+  std::string file;                      // where it was read
+  std::vector<std::string> skipped;      // regexes of modules that stay unquantized ("dynamic" keys behind "-:")
+  std::vector<std::string> warnings;     // assumptions made, one line each
+};
+
+// Reads quantize_config.json, else quant_config.json, else quantization_config of config.json. Empty when the model
+// is not quantized or uses another method (awq, compressed-tensors, bitsandbytes: their own readers decide). Throws
+// unsupported for marlin, bitblas, exl3, gptq_p and per-module overrides.
+std::optional<GptqConfig> read_gptq_config(const std::string& dir);
+
+// The packed tensors of one linear; g_idx and bias may be empty.
+struct GptqSource {
+  std::string name;  // of the module, for messages
+  TensorView qweight, qzeros, scales, g_idx, bias;
+};
+// True when the set holds <module>.qweight.
+bool gptq_has(const SafetensorsSet& set, const std::string& module);
+GptqSource gptq_source(const SafetensorsSet& set, const std::string& module);
+
+struct GptqLinear {
+  int64_t out = 0, in = 0;
+  int64_t groups = 0;      // ceil(in / group_size)
+  int64_t group_size = 0;  // column c belongs to group c / group_size; the last group may be short
+  int bits = 0;
+  std::vector<uint8_t> codes;        // [out][in], one code per byte; columns ordered so that groups are contiguous
+  std::vector<uint8_t> zeros;        // [out][groups]
+  std::vector<uint16_t> scales_f16;  // [out][groups]; the bits of the file when it stores F16, else empty
+  std::vector<float> scales_f32;     // [out][groups]; when the file stores BF16 or F32, else empty
+  std::vector<int32_t> perm;         // act-order: column c of codes is input perm[c]; else empty
+  std::vector<float> bias;           // [out] or empty
+
+  float scale(int64_t o, int64_t g) const;
+  // The oracle: scale * (code - zero), [out][in] in the original column order.
+  std::vector<float> dequantize() const;
+};
+
+GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config);
+
+}  // namespace thimble
