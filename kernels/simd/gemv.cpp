@@ -1,0 +1,205 @@
+// y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 4, at the speed of reading W. Lanes are output rows and every output is
+// one fma chain over c, the chain of panel_t + gemm_f32. Layout rows transposes blocks in registers; tiles stream as they
+// are, several strips side by side to hide the latency of the chains. Codes become floats without integer conversions:
+// (code | 2^23's bits) - (2^23 + zero) is exactly code - zero. W is prefetched some KB ahead, as each stream is short.
+#include "kernels/simd/init.h"
+#include "kernels/simd/simd.h"
+#include "kernels/simd/transpose.h"
+#include "kernels/simd/unroll.h"
+#include "kernels/simd/weights.h"
+
+namespace thimble::THIMBLE_ISA {
+namespace {
+
+// ---- layout rows
+
+// One fma step of M chains: column c of the strip against x(i, c).
+template <int M>
+[[gnu::always_inline]] inline void step(const GemvArgs& a, int64_t c, vf w, vf* acc) {
+  unroll<M>([&](auto i) __attribute__((always_inline)) {
+    constexpr int m = decltype(i)::value;
+    acc[m] = madd(set1(a.x[m * a.ldx + c]), w, acc[m]);
+  });
+}
+
+template <int M>
+inline void load_y(const GemvArgs& a, int64_t r, int64_t n, vf* acc) {
+  unroll<M>([&](auto i) __attribute__((always_inline)) {
+    const float* y = a.y + decltype(i)::value * a.ldy + r;
+    acc[decltype(i)::value] = a.accumulate == 0 ? set1(0.0f) : n >= kLanes ? load(y) : load_head(y, n);
+  });
+}
+
+template <int M>
+inline void store_y(const GemvArgs& a, int64_t r, int64_t n, const vf* acc) {
+  unroll<M>([&](auto i) __attribute__((always_inline)) {
+    float* y = a.y + decltype(i)::value * a.ldy + r;
+    if (n >= kLanes) {
+      store(y, acc[decltype(i)::value]);
+    } else {
+      store_head(y, acc[decltype(i)::value], n);
+    }
+  });
+}
+
+template <WeightFormat F, int M>
+void rows_strip(const GemvArgs& a, int64_t r, int64_t n) {
+  constexpr int64_t kAhead = 1024 / static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
+  const auto* p = row_pointer<F>(a.w, a.row0 + r, 0);
+  vf acc[M];
+  load_y<M>(a, r, n, acc);
+  int64_t c = 0;
+  for (; c + kLanes <= a.w.cols; c += kLanes) {
+    vf v[kLanes];
+    if (n >= kLanes) {
+      unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
+        v[decltype(i)::value] = load_row<F>(p + decltype(i)::value * a.w.ld + c);
+      });
+      if (c % kLine == 0 && c + kAhead < a.w.cols) {
+        unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
+          _mm_prefetch(reinterpret_cast<const char*>(p + decltype(i)::value * a.w.ld + c + kAhead), _MM_HINT_T1);
+        });
+      }
+    } else {
+      for (int64_t i = 0; i < kLanes; ++i) v[i] = i < n ? load_row<F>(p + i * a.w.ld + c) : set1(0.0f);
+    }
+    transpose(v);
+    unroll<static_cast<int>(kLanes)>([&](auto j) __attribute__((always_inline)) {
+      step<M>(a, c + decltype(j)::value, v[decltype(j)::value], acc);
+    });
+  }
+  if (c < a.w.cols) {
+    vf v[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) v[i] = i < n ? load_row_head<F>(p + i * a.w.ld + c, a.w.cols - c) : set1(0.0f);
+    transpose(v);
+    for (int64_t j = 0; j < a.w.cols - c; ++j) step<M>(a, c + j, v[j], acc);
+  }
+  store_y<M>(a, r, n, acc);
+}
+
+template <WeightFormat F, int M>
+void gemv_rows_m(const GemvArgs& a) {
+  for (int64_t r = 0; r < a.rows; r += kLanes) rows_strip<F, M>(a, r, a.rows - r);
+}
+
+template <WeightFormat F>
+void gemv_rows(const GemvArgs& a) noexcept {
+  switch (a.m) {
+    case 1: return gemv_rows_m<F, 1>(a);
+    case 2: return gemv_rows_m<F, 2>(a);
+    case 3: return gemv_rows_m<F, 3>(a);
+    case 4: return gemv_rows_m<F, 4>(a);
+    default: return;
+  }
+}
+
+// ---- tiles
+
+constexpr int32_t kMagic = 0x4B000000;  // the bits of 2^23: or-ing a code in adds it exactly
+constexpr float kTwo23 = 8388608.0f;
+constexpr float kTwo19 = 524288.0f;  // with a unit of 1/16: a nibble at bits 4..7 counts as it is
+
+// The parameters of a group, for fields at bit 0 and (q4) at bit 4.
+struct GemvGroup {
+  vf scale, base, base4;
+};
+template <WeightFormat F>
+inline GemvGroup gemv_group(const WeightView& w, int64_t r, int64_t g) {
+  const StripGroup s = strip_group(w, r, g);
+  const vf zero = to_float(s.zero);
+  return {s.scale, zero + set1(kTwo23), zero + set1(kTwo19)};
+}
+
+// Column J of the words as scale * (code - zero).
+template <WeightFormat F, int J>
+[[gnu::always_inline]] inline vf weight_value(vi words, const GemvGroup& g) {
+  constexpr int kShift = 8 * (J % 4);
+  constexpr bool kHigh = J >= 4;
+  constexpr int kMask = F == WeightFormat::q8 ? 255 : kHigh ? 240 : 15;
+  const vi bytes = kShift == 0 ? words : shift_right(words, kShift);
+  const vi bits = and_or_i(bytes, set1_i(kMask), set1_i(kHigh ? 0x49000000 : kMagic));
+  return (as_float(bits) - (kHigh ? g.base4 : g.base)) * g.scale;
+}
+
+// T strips of kLanes rows from row r on, all of them inside the matrix.
+template <WeightFormat F, int M, int T>
+void tile_strips(const GemvArgs& a, int64_t r) {
+  constexpr int kColumns = static_cast<int>(kStepColumns<F>);
+  const WeightView& w = a.w;
+  const int64_t row = a.row0 + r;
+  const uint8_t* codes[T];
+  vf acc[T][M];
+  unroll<T>([&](auto t) __attribute__((always_inline)) {
+    constexpr int s = decltype(t)::value;
+    codes[s] = strip_codes(w, row + s * kLanes);
+    load_y<M>(a, r + s * kLanes, a.rows - r - s * kLanes, acc[s]);
+  });
+  int64_t c = 0;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const int64_t group_end = (g + 1) * w.group < w.cols ? (g + 1) * w.group : w.cols;
+    GemvGroup group[T];
+    unroll<T>([&](auto t) __attribute__((always_inline)) {
+      group[decltype(t)::value] = gemv_group<F>(w, row + decltype(t)::value * kLanes, g);
+    });
+    for (; c + kColumns <= group_end; c += kColumns) {
+      vi words[T];
+      unroll<T>([&](auto t) __attribute__((always_inline)) {
+        const uint8_t* p = codes[decltype(t)::value] + c / kColumns * 64;
+        words[decltype(t)::value] = load_i(p);
+        if (kLanes == 16 || decltype(t)::value % 2 == 0) _mm_prefetch(reinterpret_cast<const char*>(p + 4096), _MM_HINT_T0);
+      });
+      unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
+        unroll<T>([&](auto t) __attribute__((always_inline)) {
+          constexpr int s = decltype(t)::value;
+          step<M>(a, c + decltype(j)::value, weight_value<F, decltype(j)::value>(words[s], group[s]), acc[s]);
+        });
+      });
+    }
+    if (c < group_end) {
+      unroll<T>([&](auto t) __attribute__((always_inline)) {
+        constexpr int s = decltype(t)::value;
+        const vi words = load_i(codes[s] + c / kColumns * 64);
+        unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
+          if (c + decltype(j)::value < group_end)
+            step<M>(a, c + decltype(j)::value, weight_value<F, decltype(j)::value>(words, group[s]), acc[s]);
+        });
+      });
+      c = group_end;
+    }
+  }
+  unroll<T>([&](auto t) __attribute__((always_inline)) {
+    store_y<M>(a, r + decltype(t)::value * kLanes, a.rows - r - decltype(t)::value * kLanes, acc[decltype(t)::value]);
+  });
+}
+
+template <WeightFormat F, int M>
+void gemv_tiles_m(const GemvArgs& a) {
+  constexpr int kStrips = M <= 2 ? 4 : 2;
+  int64_t r = 0;
+  for (; r + (kStrips - 1) * kLanes < a.rows; r += kStrips * kLanes) tile_strips<F, M, kStrips>(a, r);
+  for (; r < a.rows; r += kLanes) tile_strips<F, M, 1>(a, r);
+}
+
+template <WeightFormat F>
+void gemv_tiles(const GemvArgs& a) noexcept {
+  switch (a.m) {
+    case 1: return gemv_tiles_m<F, 1>(a);
+    case 2: return gemv_tiles_m<F, 2>(a);
+    case 3: return gemv_tiles_m<F, 3>(a);
+    case 4: return gemv_tiles_m<F, 4>(a);
+    default: return;
+  }
+}
+
+}  // namespace
+
+void init_gemv(KernelTable& t) {
+  t.gemv_f32 = gemv_rows<WeightFormat::f32>;
+  t.gemv_f16 = gemv_rows<WeightFormat::f16>;
+  t.gemv_bf16 = gemv_rows<WeightFormat::bf16>;
+  t.gemv_q8 = gemv_tiles<WeightFormat::q8>;
+  t.gemv_q4 = gemv_tiles<WeightFormat::q4>;
+}
+
+}  // namespace thimble::THIMBLE_ISA
