@@ -78,7 +78,7 @@ CpuInfo detect() {
   info.avx512_bf16 = bit(seven_one.eax, 5);
   if (bit(one.ecx, 27) && bit(one.ecx, 28)) {  // OSXSAVE, AVX
     const uint64_t xcr0 = xgetbv0();
-    info.os_avx = (xcr0 & 0x6u) == 0x6u;      // XMM, YMM
+    info.os_avx = (xcr0 & 0x6u) == 0x6u;       // XMM, YMM
     info.os_avx512 = (xcr0 & 0xE6u) == 0xE6u;  // and opmask, both halves of ZMM
   }
   const bool amd = std::strcmp(info.vendor, "AuthenticAMD") == 0 || std::strcmp(info.vendor, "HygonGenuine") == 0;
@@ -128,12 +128,18 @@ bool tier_supported(Tier tier) {
   const CpuInfo& c = cpu_info();
   if (!tier_supported(tier_parent(tier))) return false;
   switch (tier) {
-    case Tier::ref: return true;
-    case Tier::avx2: return c.os_avx && c.avx2 && c.fma && c.f16c;
-    case Tier::avx2_vnni: return c.avx_vnni;
-    case Tier::avx512: return c.os_avx512 && c.avx512f && c.avx512bw && c.avx512dq && c.avx512vl;
-    case Tier::avx512_vnni: return c.avx512_vnni;
-    case Tier::avx512_bf16: return c.avx512_bf16;
+    case Tier::ref:
+      return true;
+    case Tier::avx2:
+      return c.os_avx && c.avx2 && c.fma && c.f16c;
+    case Tier::avx2_vnni:
+      return c.avx_vnni;
+    case Tier::avx512:
+      return c.os_avx512 && c.avx512f && c.avx512bw && c.avx512dq && c.avx512vl;
+    case Tier::avx512_vnni:
+      return c.avx512_vnni;
+    case Tier::avx512_bf16:
+      return c.avx512_bf16;
   }
 #endif
   return false;

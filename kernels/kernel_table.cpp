@@ -41,15 +41,28 @@ constexpr SlotText kSlots[kSlotCount] = {
 
 void init_tier(Tier tier, KernelTable& t) {
   switch (tier) {
-    case Tier::ref: ref::init(t); break;
+    case Tier::ref:
+      ref::init(t);
+      break;
 #if defined(THIMBLE_SIMD_TIERS)
-    case Tier::avx2: avx2::init(t); break;
-    case Tier::avx2_vnni: avx2_vnni::init(t); break;
-    case Tier::avx512: avx512::init(t); break;
-    case Tier::avx512_vnni: avx512_vnni::init(t); break;
-    case Tier::avx512_bf16: avx512_bf16::init(t); break;
+    case Tier::avx2:
+      avx2::init(t);
+      break;
+    case Tier::avx2_vnni:
+      avx2_vnni::init(t);
+      break;
+    case Tier::avx512:
+      avx512::init(t);
+      break;
+    case Tier::avx512_vnni:
+      avx512_vnni::init(t);
+      break;
+    case Tier::avx512_bf16:
+      avx512_bf16::init(t);
+      break;
 #else
-    default: break;
+    default:
+      break;
 #endif
   }
 }
@@ -86,14 +99,15 @@ KernelTable build_kernel_table(Tier cap, const KernelPin* pins, int n_pins) {
     KernelTable other{};
     add_tier(pins[i].tier, other);
     switch (pins[i].slot) {
-#define SLOT(field, type, name, kind)                  \
-  case SlotId::field:                                  \
-    t.field = other.field;                             \
+#define SLOT(field, type, name, kind)                                                          \
+  case SlotId::field:                                                                          \
+    t.field = other.field;                                                                     \
     t.origin[static_cast<int>(SlotId::field)] = other.origin[static_cast<int>(SlotId::field)]; \
     break;
 #include "kernels/kernel_slots.def"
 #undef SLOT
-      case SlotId::count: break;
+      case SlotId::count:
+        break;
     }
   }
   return t;
