@@ -1,0 +1,92 @@
+// Leftmost-longest search: per first byte the list of lengths that occur, then one hash lookup for each.
+#include "models/tokenizer/added_tokens.h"
+
+#include <algorithm>
+
+#include "models/tokenizer/unicode.h"
+
+namespace thimble {
+namespace {
+
+char32_t last_code_point(std::string_view text, size_t& begin) {
+  begin = text.size() - 1;
+  while (begin > 0 && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+  size_t pos = begin;
+  return next_code_point(text, pos);
+}
+
+size_t white_space_at_end(std::string_view text) {
+  size_t end = text.size();
+  while (end > 0) {
+    size_t begin = 0;
+    if (!is_white_space(last_code_point(text.substr(0, end), begin))) break;
+    end = begin;
+  }
+  return end;
+}
+
+size_t white_space_at_start(std::string_view text) {
+  size_t pos = 0;
+  while (pos < text.size()) {
+    size_t next = pos;
+    if (!is_white_space(next_code_point(text, next))) break;
+    pos = next;
+  }
+  return pos;
+}
+
+bool touches_word(std::string_view text, size_t begin, size_t end) {
+  size_t at = 0;
+  if (begin > 0 && is_word_character(last_code_point(text.substr(0, begin), at))) return true;
+  at = end;
+  return end < text.size() && is_word_character(next_code_point(text, at));
+}
+
+}  // namespace
+
+void AddedTokenMatcher::add(const AddedToken& token, const std::string& pattern) {
+  if (pattern.empty() || !by_pattern_.emplace(pattern, entries_.size()).second) return;
+  entries_.push_back({token, pattern});
+  std::vector<size_t>& lengths = lengths_[static_cast<unsigned char>(pattern[0])];
+  if (std::find(lengths.begin(), lengths.end(), pattern.size()) == lengths.end()) lengths.push_back(pattern.size());
+  std::sort(lengths.rbegin(), lengths.rend());
+}
+
+const AddedTokenMatcher::Entry* AddedTokenMatcher::longest_at(std::string_view text, size_t pos,
+                                                              bool parse_special) const {
+  for (const size_t length : lengths_[static_cast<unsigned char>(text[pos])]) {
+    if (length > text.size() - pos) continue;
+    const auto found = by_pattern_.find(std::string(text.substr(pos, length)));
+    if (found == by_pattern_.end()) continue;
+    const Entry& entry = entries_[found->second];
+    if (parse_special || !entry.token.special) return &entry;
+  }
+  return nullptr;
+}
+
+std::vector<AddedTokenMatcher::Segment> AddedTokenMatcher::split(std::string_view text, bool parse_special) const {
+  std::vector<Segment> out;
+  size_t from = 0;  // behind the last token
+  for (size_t pos = 0; pos < text.size() && !entries_.empty();) {
+    const Entry* entry = longest_at(text, pos, parse_special);
+    if (entry == nullptr) {
+      ++pos;
+      continue;
+    }
+    const size_t match_end = pos + entry->pattern.size();
+    if (entry->token.single_word && touches_word(text, pos, match_end)) {
+      pos = match_end;
+      continue;
+    }
+    size_t begin = pos, end = match_end;
+    if (entry->token.lstrip) begin = std::max(white_space_at_end(text.substr(0, begin)), from);
+    if (entry->token.rstrip) end += white_space_at_start(text.substr(end));
+    if (from < begin) out.push_back({from, begin, -1});
+    out.push_back({begin, end, entry->token.id});
+    from = pos = end;
+  }
+  if (from < text.size()) out.push_back({from, text.size(), -1});
+  return out;
+}
+
+}  // namespace thimble

@@ -1,0 +1,212 @@
+// SentencePiece models (protobuf) of the BPE kind. Only the fields that change ids are read; their numbers are those of
+// sentencepiece_model.proto. Every length is checked against what remains, so a damaged file ends in an Error.
+#include <cstring>
+
+#include "models/tokenizer/scored_pieces.h"
+#include "models/tokenizer/tokenizer_state.h"
+#include "tensor/error.h"
+#include "tensor/file.h"
+
+namespace thimble {
+namespace {
+
+constexpr size_t kMaxFile = size_t{256} << 20;
+constexpr const char* kSpaceMark = "\xE2\x96\x81";
+
+// Walks the fields of one protobuf message.
+class Message {
+ public:
+  Message(std::string_view data, const std::string& file, std::string name)
+      : data_(data), file_(file), name_(std::move(name)) {}
+
+  bool next() {
+    if (pos_ == data_.size()) return false;
+    const uint64_t key = varint();
+    field_ = key >> 3;
+    wire_ = static_cast<int>(key & 7);
+    if (field_ == 0) fail("field number 0");
+    switch (wire_) {
+      case 0: number_ = varint(); break;
+      case 1: bytes_ = take(8); break;
+      case 2: {
+        const uint64_t length = varint();
+        if (length > data_.size() - pos_) fail("a length of " + std::to_string(length) + " beyond the end");
+        bytes_ = take(static_cast<size_t>(length));
+        break;
+      }
+      case 5: bytes_ = take(4); break;
+      default: fail("wire type " + std::to_string(wire_));
+    }
+    return true;
+  }
+  uint64_t field() const { return field_; }
+  uint64_t number() const { return wire_ == 0 ? number_ : (fail("expected a number"), 0); }
+  bool flag() const { return number() != 0; }
+  std::string_view bytes() const { return wire_ == 2 ? bytes_ : (fail("expected bytes"), bytes_); }
+  float real() const {
+    if (wire_ != 5) fail("expected a float");
+    float value = 0;
+    std::memcpy(&value, bytes_.data(), sizeof(value));
+    return value;
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error(ErrorCode::input, file_ + ": " + name_ + " field " + std::to_string(field_) + ": " + what,
+                "the file is damaged or is no SentencePiece model");
+  }
+  uint64_t varint() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      if (pos_ == data_.size()) fail("the file ends inside a number");
+      const auto byte = static_cast<unsigned char>(data_[pos_++]);
+      value |= static_cast<uint64_t>(byte & 0x7F) << shift;
+      if (byte < 0x80) return value;
+    }
+    fail("a number of more than 64 bits");
+  }
+  std::string_view take(size_t count) {
+    if (count > data_.size() - pos_) fail("the file ends inside a value");
+    const std::string_view part = data_.substr(pos_, count);
+    pos_ += count;
+    return part;
+  }
+  std::string_view data_, bytes_;
+  const std::string& file_;
+  std::string name_;
+  size_t pos_ = 0;
+  uint64_t field_ = 0, number_ = 0;
+  int wire_ = 0;
+};
+
+struct Model {
+  std::vector<ScoredPiece> pieces;
+  bool add_dummy_prefix = true, remove_extra_whitespaces = true, escape_whitespaces = true;
+  uint64_t type = 1;  // 1 unigram, 2 BPE, 3 word, 4 char
+  bool suffix_space = false;
+  bool charsmap = false;
+};
+
+Model read_model(std::string_view data, const std::string& file) {
+  Model model;
+  Message root(data, file, "ModelProto");
+  while (root.next()) {
+    if (root.field() == 1) {
+      Message message(root.bytes(), file, "piece " + std::to_string(model.pieces.size()));
+      ScoredPiece piece;
+      while (message.next()) {
+        if (message.field() == 1) piece.text = message.bytes();
+        if (message.field() == 2) piece.score = message.real();
+        if (message.field() == 3) {
+          if (message.number() < 1 || message.number() > 6) {
+            throw Error(ErrorCode::input, file + ": piece " + std::to_string(model.pieces.size()) +
+                                              " type: expected 1 to 6, found " + std::to_string(message.number()),
+                        "the file is damaged");
+          }
+          piece.type = static_cast<PieceType>(message.number());
+        }
+      }
+      model.pieces.push_back(std::move(piece));
+    } else if (root.field() == 2) {
+      Message trainer(root.bytes(), file, "trainer_spec");
+      while (trainer.next()) {
+        if (trainer.field() == 3) model.type = trainer.number();
+        if (trainer.field() == 24) model.suffix_space = trainer.flag();
+      }
+    } else if (root.field() == 3) {
+      Message normalizer(root.bytes(), file, "normalizer_spec");
+      while (normalizer.next()) {
+        if (normalizer.field() == 2) model.charsmap = !normalizer.bytes().empty();
+        if (normalizer.field() == 3) model.add_dummy_prefix = normalizer.flag();
+        if (normalizer.field() == 4) model.remove_extra_whitespaces = normalizer.flag();
+        if (normalizer.field() == 5) model.escape_whitespaces = normalizer.flag();
+      }
+    }
+  }
+  return model;
+}
+
+}  // namespace
+
+Tokenizer load_sentencepiece(const std::string& path) {
+  const std::string data = read_file(path, kMaxFile);
+  const Model model = read_model(data, path);
+  const auto unsupported = [&](const std::string& field, const std::string& what) {
+    throw Error(ErrorCode::unsupported, path + ": " + field + ": " + what + " is not offered",
+                "use the model's tokenizer.json instead");
+  };
+  if (model.pieces.empty()) {
+    throw Error(ErrorCode::input, path + ": expected pieces, found none", "this is no SentencePiece model");
+  }
+  static const char* const kTypes[] = {"", "unigram", "BPE", "word", "char"};
+  if (model.type != 2) {
+    unsupported("trainer_spec.model_type", model.type <= 4 && model.type > 0 ? std::string("the model type ") + kTypes[model.type]
+                                                                             : "type " + std::to_string(model.type));
+  }
+  if (model.suffix_space) unsupported("trainer_spec.treat_whitespace_as_suffix", "a space mark behind the word");
+  if (model.charsmap) unsupported("normalizer_spec.precompiled_charsmap", "a table of character replacements");
+
+  TokenizerParts parts;
+  parts.file = path;
+  parts.format = "SentencePiece";
+  parts.config = read_config_beside(path);
+  using nlohmann::json;
+  json added = json::array();
+  std::string bos;
+  int bos_id = -1;
+  for (size_t id = 0; id < model.pieces.size(); ++id) {
+    const ScoredPiece& piece = model.pieces[id];
+    if (piece.type != PieceType::control && piece.type != PieceType::unknown) continue;
+    if (piece.text.empty()) continue;
+    if (piece.type == PieceType::control && (piece.text == "<s>" || piece.text == "<bos>") && bos_id < 0) {
+      bos = piece.text;
+      bos_id = static_cast<int>(id);
+    }
+    added.push_back({{"id", id},
+                     {"content", piece.text},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", true}});
+  }
+  const std::string mark = model.escape_whitespaces ? kSpaceMark : " ";
+  json normalizers = json::array(), decoders = json::array();
+  const auto replace = [](const char* kind, const std::string& pattern, const std::string& content) {
+    return json{{"type", "Replace"}, {"pattern", json::object({{kind, pattern}})}, {"content", content}};
+  };
+  if (model.remove_extra_whitespaces) {
+    normalizers.push_back(replace("Regex", "\\A +| +\\z", ""));
+    normalizers.push_back(replace("Regex", " {2,}", " "));
+  }
+  if (model.add_dummy_prefix) normalizers.push_back({{"type", "Prepend"}, {"prepend", mark}});
+  if (model.escape_whitespaces) {
+    normalizers.push_back(replace("String", " ", mark));
+    decoders.push_back(replace("String", mark, " "));
+  }
+  decoders.push_back(json{{"type", "ByteFallback"}});
+  decoders.push_back(json{{"type", "Fuse"}});
+  if (model.add_dummy_prefix) {
+    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  }
+  parts.sections = {{"version", "1.0"},
+                    {"added_tokens", added},
+                    {"normalizer", {{"type", "Sequence"}, {"normalizers", normalizers}}},
+                    {"decoder", {{"type", "Sequence"}, {"decoders", decoders}}}};
+  // BOS goes first unless the config says otherwise, as in the Llama family, the reason why such files are read.
+  const auto flag = parts.config.is_object() ? parts.config.find("add_bos_token") : parts.config.end();
+  const bool declined = parts.config.is_object() && flag != parts.config.end() && flag->is_boolean() && !flag->get<bool>();
+  if (bos_id >= 0 && !declined) {
+    const json special = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
+    const json sequence = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+    const json entry = {{"id", bos}, {"ids", json::array({bos_id})}, {"tokens", json::array({bos})}};
+    parts.sections["post_processor"] = {{"type", "TemplateProcessing"},
+                                        {"single", json::array({special, sequence})},
+                                        {"pair", json::array({special, sequence})},
+                                        {"special_tokens", json::object({{bos, entry}})}};
+  }
+  parts.model = make_scored_bpe(model.pieces, path);
+  return assemble_tokenizer(std::move(parts));
+}
+
+}  // namespace thimble

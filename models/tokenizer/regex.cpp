@@ -1,0 +1,176 @@
+// PCRE2 with UTF and UCP; both it and the Oniguruma of the tokenizers library (6.9.8) speak Unicode 14. The classes that
+// differ are spelled out: PCRE2's \s also holds U+180E, its \w lacks combining marks, \h is something else altogether.
+#include "models/tokenizer/regex.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include "models/tokenizer/unicode.h"
+#include "tensor/error.h"
+
+namespace thimble {
+namespace {
+
+constexpr const char* kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr size_t kMaxPattern = 1 << 16;
+
+[[noreturn]] void unsupported(const std::string& where, const std::string& pattern, const std::string& what) {
+  throw Error(ErrorCode::unsupported, where + ": " + what + " in the regular expression " + pattern,
+              "rewrite the expression without it");
+}
+
+std::string translate(const std::string& pattern, const std::string& where) {
+  std::string out;
+  bool in_class = false;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const char c = pattern[i];
+    if (c == '\\') {
+      if (++i == pattern.size()) unsupported(where, pattern, "a backslash at the end");
+      const char e = pattern[i];
+      switch (e) {
+        case 's': out += "\\p{White_Space}"; break;
+        case 'S': out += "\\P{White_Space}"; break;
+        case 'd': out += "\\p{Nd}"; break;
+        case 'D': out += "\\P{Nd}"; break;
+        case 'h': out += in_class ? "0-9a-fA-F" : "[0-9a-fA-F]"; break;
+        case 'w': out += in_class ? std::string(kWord) : "[" + std::string(kWord) + "]"; break;
+        case 'W':
+          if (in_class) unsupported(where, pattern, "\\W inside a class");
+          out += "[^" + std::string(kWord) + "]";
+          break;
+        case 'H': case 'C': case 'G': case 'K': case 'N': case 'Q': case 'E': case 'R': case 'X': case 'o': case 'g':
+        case 'k': case 'c':
+          unsupported(where, pattern, std::string("\\") + e);
+        case 'u': {
+          const std::string digits = pattern.substr(i + 1, 4);
+          if (digits.size() < 4 || digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) {
+            unsupported(where, pattern, "\\u without four hexadecimal digits");
+          }
+          out += "\\x{" + digits + "}";
+          i += 4;
+          break;
+        }
+        default:
+          out += '\\';
+          out += e;
+      }
+    } else if (in_class) {
+      if (c == ']') {
+        in_class = false;
+      } else if (c == '[') {
+        const size_t end = pattern.compare(i, 2, "[:") == 0 ? pattern.find(":]", i) : std::string::npos;
+        if (end == std::string::npos) unsupported(where, pattern, "a class inside a class");
+        out += pattern.substr(i, end + 2 - i);
+        i = end + 1;
+        continue;
+      } else if (pattern.compare(i, 2, "&&") == 0) {
+        unsupported(where, pattern, "&& inside a class");
+      }
+      out += c;
+    } else {
+      out += c;
+      if (c == '[') {
+        in_class = true;
+        if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];
+        if (i + 1 < pattern.size() && pattern[i + 1] == ']') out += "\\]", ++i;
+      } else if (pattern.compare(i, 2, "(?") == 0) {
+        for (size_t j = i + 2; j < pattern.size(); ++j) {
+          if (pattern[j] == 'm' || pattern[j] == 'x' || pattern[j] == 's') {
+            unsupported(where, pattern, std::string("option ") + pattern[j]);
+          }
+          if (pattern[j] != 'i' && pattern[j] != '-') break;
+        }
+      } else if (pattern.compare(i, 2, "(*") == 0) {
+        unsupported(where, pattern, "(*");
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+struct Regex::Code {
+  pcre2_code* code = nullptr;
+  Code() = default;
+  Code(const Code&) = delete;
+  Code& operator=(const Code&) = delete;
+  ~Code() { pcre2_code_free(code); }
+};
+
+Regex::Regex(const std::string& pattern, const std::string& where) : where_(where) {
+  if (pattern.size() > kMaxPattern) {
+    throw Error(ErrorCode::unsupported, where + ": a regular expression of " + std::to_string(pattern.size()) + " bytes",
+                "at most 65536 bytes are accepted");
+  }
+  compile(translate(pattern, where), pattern, where);
+}
+
+Regex Regex::literal(std::string_view text, const std::string& where) {
+  Regex regex;
+  regex.literal_ = text;
+  regex.where_ = where;
+  return regex;
+}
+
+void Regex::compile(const std::string& translated, const std::string& pattern, const std::string& where) {
+  std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(
+      pcre2_compile_context_create(nullptr), &pcre2_compile_context_free);
+  pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
+  int error = 0;
+  PCRE2_SIZE offset = 0;
+  auto owner = std::make_shared<Code>();
+  owner->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
+                              context.get());
+  if (owner->code == nullptr) {
+    PCRE2_UCHAR message[256] = {};
+    pcre2_get_error_message(error, message, sizeof(message));
+    unsupported(where, pattern, reinterpret_cast<const char*>(message));
+  }
+  pcre2_jit_compile(owner->code, PCRE2_JIT_COMPLETE);  // without JIT the interpreter answers, more slowly
+  code_ = std::move(owner);
+}
+
+std::vector<ByteRange> Regex::find_all(std::string_view text) const {
+  std::vector<ByteRange> found;
+  if (!code_) {
+    if (literal_.empty()) return found;
+    for (size_t at = text.find(literal_); at != std::string_view::npos; at = text.find(literal_, at + literal_.size())) {
+      found.emplace_back(at, at + literal_.size());
+    }
+    return found;
+  }
+  std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
+      pcre2_match_data_create_from_pattern(code_->code, nullptr), &pcre2_match_data_free);
+  size_t from = 0, last_end = std::string_view::npos;
+  while (from <= text.size()) {
+    const auto run = [&](uint32_t options) {
+      return pcre2_match(code_->code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                         PCRE2_NO_UTF_CHECK | options, match.get(), nullptr);
+    };
+    int status = run(0);
+    if (status == PCRE2_ERROR_JIT_STACKLIMIT) status = run(PCRE2_NO_JIT);
+    if (status == PCRE2_ERROR_NOMATCH) break;
+    if (status < 0) {
+      PCRE2_UCHAR message[256] = {};
+      pcre2_get_error_message(status, message, sizeof(message));
+      throw Error(ErrorCode::input, where_ + ": the regular expression failed on the text: " +
+                                        reinterpret_cast<const char*>(message),
+                  "a pattern that backtracks without end; check the tokenizer file");
+    }
+    const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(match.get());
+    const size_t begin = bounds[0], end = bounds[1];
+    if (begin > end) break;  // \K inside a lookahead; nothing sensible can follow
+    if (begin == end && begin == last_end) {
+      if (from >= text.size()) break;
+      from += utf8_step(text, from).length;
+      continue;
+    }
+    found.emplace_back(begin, end);
+    from = last_end = end;
+  }
+  return found;
+}
+
+}  // namespace thimble

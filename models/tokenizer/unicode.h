@@ -1,0 +1,45 @@
+// UTF-8 and the Unicode properties that tokenizers ask for (Unicode 14, through utf8proc).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace thimble {
+
+enum class NormalForm { nfc, nfd, nfkc, nfkd };
+
+// One step of a strict UTF-8 reader at text[pos] (pos < size).
+//   length > 0, valid       a well-formed sequence of that many bytes
+//   length > 0, not valid   that many bytes can never become well-formed: one U+FFFD stands for them
+//   incomplete              the text ends inside a sequence that more bytes could complete; length counts its bytes
+struct Utf8Step {
+  size_t length = 1;
+  bool valid = false;
+  bool incomplete = false;
+};
+Utf8Step utf8_step(std::string_view text, size_t pos);
+
+// Offset of the first byte that is not well-formed UTF-8; npos when all of it is.
+size_t find_invalid_utf8(std::string_view text);
+
+// Every maximal malformed subpart becomes one U+FFFD.
+std::string utf8_lossy(std::string_view bytes);
+
+// Reads the code point at pos and moves pos behind it. The text must be well-formed.
+char32_t next_code_point(std::string_view text, size_t& pos);
+void append_utf8(std::string& out, char32_t code_point);
+
+bool is_white_space(char32_t c);       // property White_Space
+bool is_number(char32_t c);            // category N
+bool is_punctuation(char32_t c);       // ASCII punctuation and symbols, category P
+bool is_nonspacing_mark(char32_t c);   // category Mn
+bool is_letter_or_mark(char32_t c);    // categories L and M
+bool is_word_character(char32_t c);    // alphabetic, mark, decimal digit, connector or joiner
+
+std::string normalize_utf8(std::string_view text, NormalForm form);
+// Code point by code point, without context (no final sigma).
+std::string lowercase_utf8(std::string_view text);
+
+}  // namespace thimble
