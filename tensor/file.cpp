@@ -233,6 +233,7 @@ void AtomicFile::write(const void* data, size_t bytes) {
 
 void AtomicFile::write_at(size_t offset, const void* data, size_t bytes) {
   THIMBLE_CHECK(fd_ >= 0);
+  flush();
   const char* p = static_cast<const char*>(data);
   while (bytes > 0) {
     const ssize_t n = ::pwrite(fd_, p, bytes, static_cast<off_t>(offset));

@@ -54,6 +54,11 @@ class DomBuilder {
     fail(at > 0 ? at - 1 : 0, json_syntax_message(e.what()), "the file is not valid JSON; is it complete?");
   }
 
+  // nlohmann's lexer takes a NUL byte for the end of the text and would never look behind it.
+  [[noreturn]] void refuse_nul(size_t at) const {
+    fail(at, "a NUL byte", "the file is not valid JSON; is it complete?");
+  }
+
   size_t position = 0;
   json take() { return std::move(root_); }
 
@@ -176,6 +181,7 @@ std::string json_syntax_message(const char* what) {
 
 nlohmann::json parse_json(std::string_view text, const std::string& name) {
   DomBuilder builder(text, name);
+  if (const size_t nul = text.find('\0'); nul != std::string_view::npos) builder.refuse_nul(nul);
   const char* begin = text.data();
   const char* end = begin + text.size();
   const bool ok = nlohmann::json::sax_parse(JsonCursor(begin, begin, &builder.position),

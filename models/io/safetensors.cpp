@@ -334,6 +334,8 @@ std::string describe_tensor(const TensorInfo& info) {
 
 SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_bytes, const std::string& file) {
   if (text.empty() || text[0] != '{') refuse(file, "the header does not start with '{'", "is this a safetensors file?");
+  if (text.find('\0') != std::string_view::npos)  // nlohmann's lexer would take it for the end
+    refuse(file, fmt::format("the header holds a NUL byte at {}", text.find('\0')));
   HeaderParser parser(text, file);
   const char* begin = text.data();
   const char* end = begin + text.size();
