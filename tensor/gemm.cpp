@@ -1,0 +1,256 @@
+// The plan of a product C[m, n] (+)= A[m, depth] B[depth, n]. The grid of chunks is columns of B (packed blocks) by rows of
+// A, from the shape and the table's block sizes alone. A chunk goes through the depth in slices: it packs its columns of B
+// into this thread's panels once per slice, then sweeps its rows in sub-blocks of A that stay in the second-level cache.
+// Slices continue the chains through C. W8/W4 with int8 activations need no panels: the kernel reads the tiles.
+#include "tensor/gemm.h"
+
+#include <algorithm>
+
+#include "tensor/error.h"
+#include "tensor/parallel.h"
+
+namespace thimble {
+namespace {
+
+constexpr int64_t kGemvRows = 4;          // up to here a product of weights is a gemv
+constexpr int64_t kMinChunks = 12;        // enough for a dozen threads; more would pack more often
+constexpr int64_t kMinRowBlock = 192;     // rows below which packing would show
+constexpr int64_t kBlockFloats = 96 * 1024;  // of A, per sub-block: shares a cache of 1 MiB with the panels
+constexpr int64_t kAlign = 64;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+struct Plan {
+  int64_t column_block, column_blocks;
+  int64_t row_block, row_blocks;
+  int64_t slice;     // of the depth, a multiple of 16
+  int64_t sub_rows;  // rows of A per sweep, a multiple of 48
+  int64_t panel_floats, a_floats;  // per thread
+};
+
+Plan make_plan(const KernelTable& k, int64_t m, int64_t n, int64_t depth, bool pack_a) {
+  Plan p{};
+  const int64_t nr = k.gemm_nr, nc = std::max(nr, k.gemm_nc / nr * nr);
+  p.column_block = std::clamp(round_up(ceil_div(n, kMinChunks), nr), nr, nc);
+  p.column_blocks = ceil_div(n, p.column_block);
+  const int64_t wanted = ceil_div(kMinChunks, std::max<int64_t>(p.column_blocks, 1));
+  p.row_block = round_up(ceil_div(m, std::clamp<int64_t>(wanted, 1, std::max<int64_t>(m / kMinRowBlock, 1))), 48);
+  p.row_blocks = ceil_div(m, p.row_block);
+  const int64_t slices = std::max<int64_t>(1, ceil_div(depth, k.gemm_kc));
+  p.slice = std::max<int64_t>(16, round_up(ceil_div(depth, slices), 16));
+  p.sub_rows = std::clamp<int64_t>(kBlockFloats / p.slice / 48 * 48, 48, std::max<int64_t>(p.row_block, 48));
+  p.panel_floats = p.column_block * p.slice;
+  p.a_floats = pack_a ? p.sub_rows * p.slice : 0;
+  return p;
+}
+
+size_t plan_bytes(const Plan& p, int threads) {
+  return static_cast<size_t>(threads) * static_cast<size_t>(p.panel_floats + p.a_floats) * sizeof(float) + kAlign;
+}
+
+template <class T>
+T* aligned(void* p) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + kAlign - 1) / kAlign * kAlign);
+}
+
+struct Product {
+  int64_t m, n, depth;
+  const float* a;
+  int64_t a_row, a_col;
+  PanelFn panel;
+  bool transposed;  // panel_t: the columns of B are rows of the weight
+  WeightView b;
+  float* c;
+  int64_t ldc;
+  bool accumulate;
+};
+
+void pack_b(const Product& p, const Plan& plan, int64_t nr, int64_t column0, int64_t columns, int64_t depth0, int64_t depth,
+            float* out) {
+  for (int64_t j = 0; j < columns; j += nr, out += nr * plan.slice) {
+    const int64_t width = std::min(nr, columns - j);
+    if (p.transposed) {
+      p.panel({p.b, column0 + j, width, depth0, depth, nr, out});
+    } else {
+      p.panel({p.b, depth0, depth, column0 + j, width, nr, out});
+    }
+  }
+}
+
+void run(const GemmExec& exec, const Product& p, bool pack_a) {
+  if (p.m <= 0 || p.n <= 0) return;
+  const KernelTable& k = *exec.kernels;
+  const Plan plan = make_plan(k, p.m, p.n, p.depth, pack_a);
+  THIMBLE_CHECK(exec.scratch_bytes >= plan_bytes(plan, exec.threads));
+  float* const scratch = aligned<float>(exec.scratch);
+  const int64_t nr = k.gemm_nr;
+  const auto chunk = [&](int64_t index, int thread) {
+    // Neighbouring chunks share their rows of A, the larger stream.
+    const int64_t row_block = index / plan.column_blocks, column_block = index % plan.column_blocks;
+    const int64_t row0 = row_block * plan.row_block, rows = std::min(plan.row_block, p.m - row0);
+    const int64_t column0 = column_block * plan.column_block, columns = std::min(plan.column_block, p.n - column0);
+    float* const panels = scratch + thread * (plan.panel_floats + plan.a_floats);
+    float* const packed_a = panels + plan.panel_floats;
+    int64_t depth0 = 0;
+    do {  // once for depth 0, which clears or keeps C
+      const int64_t depth = std::min(plan.slice, p.depth - depth0);
+      pack_b(p, plan, nr, column0, columns, depth0, depth, panels);
+      for (int64_t i = 0; i < rows; i += plan.sub_rows) {
+        const int64_t sub = std::min(plan.sub_rows, rows - i);
+        GemmTileArgs t{};
+        t.m = sub;
+        t.k = depth;
+        if (pack_a) {
+          WeightView source{};
+          source.data = p.a;
+          source.rows = p.depth;
+          source.cols = p.m;
+          source.ld = p.a_col;
+          k.panel_n_f32({source, depth0, depth, row0 + i, sub, plan.sub_rows, packed_a});
+          t.a = packed_a;
+          t.a_row = 1;
+          t.a_col = plan.sub_rows;
+        } else {
+          t.a = p.a + (row0 + i) * p.a_row + depth0 * p.a_col;
+          t.a_row = p.a_row;
+          t.a_col = p.a_col;
+        }
+        t.nr = nr;
+        t.ldc = p.ldc;
+        t.accumulate = p.accumulate || depth0 > 0;
+        for (int64_t j = 0; j < columns; j += nr) {
+          t.n = std::min(nr, columns - j);
+          t.b = panels + j * plan.slice;
+          t.c = p.c + (row0 + i) * p.ldc + column0 + j;
+          k.gemm_f32(t);
+        }
+      }
+      depth0 += plan.slice;
+    } while (depth0 < p.depth);
+  };
+  parallel_for(exec.threads, plan.row_blocks * plan.column_blocks, chunk);
+}
+
+PanelFn panel_t(const KernelTable& k, WeightFormat f) {
+  switch (f) {
+    case WeightFormat::f16: return k.panel_t_f16;
+    case WeightFormat::bf16: return k.panel_t_bf16;
+    case WeightFormat::q8: return k.panel_t_q8;
+    case WeightFormat::q4: return k.panel_t_q4;
+    default: return k.panel_t_f32;
+  }
+}
+PanelFn panel_n(const KernelTable& k, WeightFormat f) {
+  switch (f) {
+    case WeightFormat::f16: return k.panel_n_f16;
+    case WeightFormat::bf16: return k.panel_n_bf16;
+    case WeightFormat::q8: return k.panel_n_q8;
+    case WeightFormat::q4: return k.panel_n_q4;
+    default: return k.panel_n_f32;
+  }
+}
+GemvFn gemv_of(const KernelTable& k, WeightFormat f) {
+  switch (f) {
+    case WeightFormat::f16: return k.gemv_f16;
+    case WeightFormat::bf16: return k.gemv_bf16;
+    case WeightFormat::q8: return k.gemv_q8;
+    case WeightFormat::q4: return k.gemv_q4;
+    default: return k.gemv_f32;
+  }
+}
+
+// Rows of W per chunk of a gemv: long enough to stream, short enough to share.
+int64_t gemv_block(int64_t rows) { return std::clamp<int64_t>(round_up(ceil_div(rows, 16), 64), 64, 512); }
+
+void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
+              float* y, int64_t ldy, bool accumulate) {
+  const GemvFn gemv = gemv_of(*exec.kernels, format);
+  const int64_t block = gemv_block(w.rows);
+  parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
+    const int64_t row0 = c * block;
+    gemv({w, row0, std::min(block, w.rows - row0), x, ldx, m, y + row0, ldy, accumulate});
+  });
+}
+
+// ---- int8 activations
+
+constexpr int64_t kQuantizeRows = 16;
+constexpr int64_t kCodesPerBlock = 384 * 1024;  // bytes of activation codes per sweep
+
+int64_t padded_cols(const WeightView& w) { return round_up(w.cols, kTileColAlign); }
+size_t codes_bytes(int64_t m, const WeightView& w) {
+  return static_cast<size_t>(round_up(m * padded_cols(w), kAlign));
+}
+size_t int8_bytes(int64_t m, const WeightView& w) {
+  return codes_bytes(m, w) + static_cast<size_t>(m * w.groups) * (sizeof(float) + sizeof(int32_t)) + kAlign;
+}
+
+void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
+              float* y, int64_t ldy, bool accumulate) {
+  THIMBLE_CHECK(exec.scratch_bytes >= int8_bytes(m, w));
+  const KernelTable& k = *exec.kernels;
+  const int64_t padded = padded_cols(w);
+  int8_t* const codes = aligned<int8_t>(exec.scratch);
+  float* const scales = reinterpret_cast<float*>(codes + codes_bytes(m, w));
+  int32_t* const sums = reinterpret_cast<int32_t*>(scales + m * w.groups);
+  parallel_for(exec.threads, ceil_div(m, kQuantizeRows), [&](int64_t c, int) {
+    const int64_t i = c * kQuantizeRows;
+    k.quantize_i8({std::min(kQuantizeRows, m - i), w.cols, ldx, x + i * ldx, w.group, w.groups, padded, codes + i * padded,
+                   scales + i * w.groups, sums + i * w.groups});
+  });
+  const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : k.gemm_q4_i8;
+  const int64_t block = std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
+  const int64_t sub = std::max<int64_t>(48, kCodesPerBlock / padded / 48 * 48);
+  parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
+    const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
+    for (int64_t i = 0; i < m; i += sub) {
+      gemm({w, row0, rows, codes + i * padded, scales + i * w.groups, sums + i * w.groups, padded, std::min(sub, m - i),
+            y + i * ldy + row0, ldy, accumulate});
+    }
+  });
+}
+
+bool uses_int8(WeightFormat format, bool int8_act) { return int8_act && is_tiled(format); }
+
+}  // namespace
+
+size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w,
+                             bool int8_act) {
+  if (uses_int8(format, int8_act)) return int8_bytes(m, w);
+  if (m <= kGemvRows) return 0;
+  return plan_bytes(make_plan(kernels, m, w.rows, w.cols, false), threads);
+}
+
+void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
+             float* y, int64_t ldy, bool accumulate, bool int8_act) {
+  if (m <= 0 || w.rows <= 0) return;
+  if (uses_int8(format, int8_act)) return run_int8(exec, m, x, ldx, format, w, y, ldy, accumulate);
+  if (m <= kGemvRows) return run_gemv(exec, m, x, ldx, format, w, y, ldy, accumulate);
+  run(exec, {m, w.rows, w.cols, x, ldx, 1, panel_t(*exec.kernels, format), true, w, y, ldy, accumulate}, false);
+}
+
+size_t gemm_nn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat, const WeightView& w) {
+  return plan_bytes(make_plan(kernels, m, w.cols, w.rows, false), threads);
+}
+
+void gemm_nn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, WeightFormat format, const WeightView& w,
+             float* dx, int64_t ldx, bool accumulate) {
+  run(exec, {m, w.cols, w.rows, dy, ldy, 1, panel_n(*exec.kernels, format), false, w, dx, ldx, accumulate}, false);
+}
+
+size_t gemm_tn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, int64_t n, int64_t k) {
+  return plan_bytes(make_plan(kernels, n, k, m, true), threads);
+}
+
+void gemm_tn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx,
+             int64_t k, float* dw, int64_t ldw, bool accumulate) {
+  WeightView b{};
+  b.data = x;
+  b.rows = m;
+  b.cols = k;
+  b.ld = ldx;
+  run(exec, {n, k, m, dy, 1, ldy, exec.kernels->panel_n_f32, false, b, dw, ldw, accumulate}, true);
+}
+
+}  // namespace thimble

@@ -1,0 +1,36 @@
+// Matrix products over weights of every format: plans blocks and chunks, the kernels compute. Every element of a result
+// is one chain over the depth (kernel_args.h), whatever the blocking: results depend neither on the number of rows in
+// the call nor on the threads. Nothing is allocated; callers bring scratch of gemm_*_scratch_bytes().
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernel_table.h"
+
+namespace thimble {
+
+struct GemmExec {
+  const KernelTable* kernels;
+  int threads;
+  void* scratch;  // any alignment
+  size_t scratch_bytes;
+};
+
+// y[m, w.rows] (+)= x[m, w.cols] Wᵀ. int8_act (q8 and q4 only) quantizes x per row and weight group first.
+size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w,
+                             bool int8_act = false);
+void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
+             float* y, int64_t ldy, bool accumulate, bool int8_act = false);
+
+// dx[m, w.cols] (+)= dy[m, w.rows] W.
+size_t gemm_nn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w);
+void gemm_nn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, WeightFormat format, const WeightView& w,
+             float* dx, int64_t ldx, bool accumulate);
+
+// dw[n, k] (+)= dyᵀ[n, m] x[m, k].
+size_t gemm_tn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, int64_t n, int64_t k);
+void gemm_tn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx,
+             int64_t k, float* dw, int64_t ldw, bool accumulate);
+
+}  // namespace thimble
