@@ -1,0 +1,83 @@
+// A model in memory: flags, weights, and the memory and mapped files that own them.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/config.h"
+#include "models/families.h"
+#include "models/io/llama2c.h"
+#include "models/io/safetensors.h"
+#include "models/weights.h"
+
+namespace thimble {
+
+// Memory of weights that are not mapped: packed, converted, transposed or trainable ones.
+class WeightStore {
+ public:
+  explicit WeightStore(MemoryBudget* budget = nullptr) : budget_(budget) {}
+  // 64-byte aligned, zeroed.
+  void* allocate(size_t bytes);
+  void adopt(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
+
+ private:
+  MemoryBudget* budget_;
+  std::vector<Buffer> buffers_;
+  size_t left_ = 0;
+  std::byte* at_ = nullptr;
+};
+
+struct LoadOptions {
+  bool trainable = false;  // f32 copies with gradients for every weight that the file stores as f32, f16 or bf16
+  MemoryBudget* budget = nullptr;
+};
+
+struct Model {
+  ModelConfig config;
+  const Family* family = nullptr;
+  ModelWeights weights;
+  std::string path;
+  int64_t file_bytes = 0;
+  std::string quantization;           // "" or for example "gptq 4-bit g32 asym"
+  std::vector<std::string> warnings;  // assumptions made while loading, one line each
+
+  WeightStore store;
+  std::vector<std::unique_ptr<SafetensorsSet>> files;
+  std::unique_ptr<Llama2cFile> llama2c;
+
+  int64_t parameters() const;
+  int64_t stored_bytes() const;
+};
+
+// path: a Hugging Face directory (config.json with safetensors), or a llama2.c .bin file. f32, f16 and bf16 matrices
+// stay in the mapped file where their layout allows; GPTQ weights are packed into tiles.
+// Errors: input with file and tensor for anything missing, unused, misshapen; unsupported for families and formats.
+Model load_model(const std::string& path, const KernelTable& kernels, const LoadOptions& options = {});
+
+// Gives every weight a zeroed gradient; weights that are not f32 rows are refused (unsupported).
+void enable_gradients(Model& model);
+
+// Where the roles of a rule lie in a tensor of the file: file feature row of row r of part p. (Also for vectors, whose
+// entries count as rows.)
+int64_t source_row(const ModelConfig& config, Layout layout, int part, int64_t r);
+inline bool layout_is_transposed(Layout l) { return l == Layout::transposed || l == Layout::thirds_transposed; }
+
+// The tensors of the model under their file names, in the file's shape and layout, as f32: weights, or gradients.
+struct ExportedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<float> data;
+};
+enum class ExportWhat { weights, gradients };
+// fn is called once per file tensor; tensors whose parts have no gradient are left out.
+void export_tensors(const Model& model, const KernelTable& kernels, ExportWhat what,
+                    const std::function<void(const ExportedTensor&)>& fn);
+// One weight tensor by its file name, dequantized; empty data when there is none of that name.
+ExportedTensor export_tensor(const Model& model, const KernelTable& kernels, const std::string& name);
+
+// "model.layers.{}.x" with the layer filled in.
+std::string rule_name(const TensorRule& rule, int64_t layer);
+
+}  // namespace thimble
