@@ -61,32 +61,9 @@ Tokenizer load_llama2c_tokenizer(const std::string& path) {
   parts.format = "llama2.c";
   parts.strip_after_bos = true;
   nlohmann::json added = nlohmann::json::array();
-  for (int id = 0; id < 3; ++id) {
-    added.push_back({{"id", id},
-                     {"content", pieces[static_cast<size_t>(id)].text},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
-  }
+  for (int32_t id = 0; id < 3; ++id) added.push_back(special_token_entry(id, pieces[static_cast<size_t>(id)].text));
   const std::string& bos = pieces[1].text;
-  const auto named = [](const char* type) { return nlohmann::json{{"type", type}}; };
-  nlohmann::json strip = {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}};
-  nlohmann::json special = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
-  nlohmann::json sequence = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
-  nlohmann::json bos_entry = {{"id", bos}, {"ids", nlohmann::json::array({1})}, {"tokens", nlohmann::json::array({bos})}};
-  parts.sections = {{"version", "1.0"},
-                    {"added_tokens", added},
-                    {"normalizer", {{"type", "Prepend"}, {"prepend", " "}}},
-                    {"post_processor",
-                     {{"type", "TemplateProcessing"},
-                      {"single", nlohmann::json::array({special, sequence})},
-                      {"pair", nlohmann::json::array({special, sequence})},
-                      {"special_tokens", nlohmann::json::object({{bos, bos_entry}})}}},
-                    {"decoder",
-                     {{"type", "Sequence"},
-                      {"decoders", nlohmann::json::array({named("ByteFallback"), named("Fuse"), strip})}}}};
+  parts.sections = plain_space_sections(std::move(added), bos, 1);
   parts.config = {{"bos_token", bos}, {"eos_token", pieces[2].text}};
   parts.model = make_scored_bpe(pieces, path);
   return assemble_tokenizer(std::move(parts));

@@ -153,22 +153,16 @@ Tokenizer load_sentencepiece(const std::string& path) {
   using nlohmann::json;
   json added = json::array();
   std::string bos;
-  int bos_id = -1;
+  int32_t bos_id = -1;
   for (size_t id = 0; id < model.pieces.size(); ++id) {
     const ScoredPiece& piece = model.pieces[id];
     if (piece.type != PieceType::control && piece.type != PieceType::unknown) continue;
     if (piece.text.empty()) continue;
     if (piece.type == PieceType::control && (piece.text == "<s>" || piece.text == "<bos>") && bos_id < 0) {
       bos = piece.text;
-      bos_id = static_cast<int>(id);
+      bos_id = static_cast<int32_t>(id);
     }
-    added.push_back({{"id", id},
-                     {"content", piece.text},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
+    added.push_back(special_token_entry(static_cast<int32_t>(id), piece.text));
   }
   const std::string mark = model.escape_whitespaces ? kSpaceMark : " ";
   json normalizers = json::array(), decoders = json::array();
@@ -197,13 +191,7 @@ Tokenizer load_sentencepiece(const std::string& path) {
   const auto flag = parts.config.is_object() ? parts.config.find("add_bos_token") : parts.config.end();
   const bool declined = parts.config.is_object() && flag != parts.config.end() && flag->is_boolean() && !flag->get<bool>();
   if (bos_id >= 0 && !declined) {
-    const json special = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
-    const json sequence = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
-    const json entry = {{"id", bos}, {"ids", json::array({bos_id})}, {"tokens", json::array({bos})}};
-    parts.sections["post_processor"] = {{"type", "TemplateProcessing"},
-                                        {"single", json::array({special, sequence})},
-                                        {"pair", json::array({special, sequence})},
-                                        {"special_tokens", json::object({{bos, entry}})}};
+    parts.sections["post_processor"] = bos_template(bos, bos_id);
   }
   parts.model = make_scored_bpe(model.pieces, path);
   return assemble_tokenizer(std::move(parts));

@@ -1,4 +1,6 @@
 // Pre-tokenizers: where the text is cut before the model sees it. One class per type, one row per class.
+#include <algorithm>
+
 #include "models/tokenizer/component.h"
 #include "models/tokenizer/pattern.h"
 #include "models/tokenizer/unicode.h"
@@ -77,7 +79,7 @@ void apply_behavior(std::vector<Cut>& cuts, Behavior behavior) {
         }
         previous = cut->match;
       }
-      kept.assign(kept.rbegin(), kept.rend());
+      std::reverse(kept.begin(), kept.end());
       break;
   }
   cuts = std::move(kept);

@@ -32,6 +32,12 @@ Tokenizer load_sentencepiece(const std::string& path);
 // tokenizer_config.json beside the file; null when there is none.
 nlohmann::json read_config_beside(const std::string& path);
 
+// Sections that several loaders write, in the spelling of tokenizer.json.
+nlohmann::json special_token_entry(int32_t id, const std::string& content);
+nlohmann::json bos_template(const std::string& bos, int32_t id);  // BOS, then the text
+// A space before the text, byte fallback, and that space dropped again when decoding; spaces stay spaces.
+nlohmann::json plain_space_sections(nlohmann::json added_tokens, const std::string& bos, int32_t bos_id);
+
 // Ids of a file may have holes, but not so many that a table indexed by id explodes: true when an id is plausible for a
 // vocabulary of so many entries.
 inline bool plausible_id(int64_t id, size_t entries) {
