@@ -73,11 +73,13 @@ void on_sigbus(int, siginfo_t* info, void*) {
   if (space) hint = "free some space or choose another output folder";
   if (error == EACCES || error == EPERM || error == EROFS) hint = "check the permissions of the file and its folder";
   if (error == ENOENT) hint = "check the spelling of the path";
-  throw Error(space ? ErrorCode::budget : ErrorCode::input, path + ": cannot " + what + ": " + std::strerror(error), hint);
+  throw Error(space ? ErrorCode::budget : ErrorCode::input, path + ": cannot " + what + ": " + std::strerror(error),
+              hint);
 }
 
 [[noreturn]] void fail_truncated(const std::string& path) {
-  throw Error(ErrorCode::input, path + ": the file was truncated while it was in use", "restore the file and run again");
+  throw Error(ErrorCode::input, path + ": the file was truncated while it was in use",
+              "restore the file and run again");
 }
 
 }  // namespace

@@ -38,7 +38,8 @@ const char* spelling(const JsonObject& o, std::initializer_list<const char*> nam
 }
 
 std::optional<GptqConfig> parse_config(const JsonObject& o) {
-  const std::string version = lower(o.find("version") && o.find("version")->is_string() ? o.require_string("version") : "");
+  const std::string version =
+      lower(o.find("version") && o.find("version")->is_string() ? o.require_string("version") : "");
   const char* method_key = spelling(o, {"method", "quant_method"});
   const char* format_key = spelling(o, {"format", "checkpoint_format"});
   std::string method = lower(o.get_string(method_key, version.empty() ? "gptq" : "awq"));
@@ -169,17 +170,17 @@ GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
 
   const TensorInfo& zeros = *source.qzeros.info;
   if (zeros.shape[0] != l.groups || zeros.shape[1] * 32 != l.out * bits)
-    refuse(source.qzeros, fmt::format("expected [{}, {}] for {} bits, {} inputs, {} outputs and groups of {}, found {}",
-                                      l.groups, l.out * bits / 32, bits, l.in, l.out, l.group_size,
-                                      describe_tensor(zeros)));
+    refuse(source.qzeros,
+           fmt::format("expected [{}, {}] for {} bits, {} inputs, {} outputs and groups of {}, found {}", l.groups,
+                       l.out * bits / 32, bits, l.in, l.out, l.group_size, describe_tensor(zeros)));
   check_version(source.qzeros, config);
 
   const TensorInfo& scales = *source.scales.info;
   if (scales.shape != std::vector<int64_t>{l.groups, l.out} ||
       (scales.dtype != SafetensorsDtype::f16 && scales.dtype != SafetensorsDtype::bf16 &&
        scales.dtype != SafetensorsDtype::f32))
-    refuse(source.scales, fmt::format("expected F16, BF16 or F32 [{}, {}], found {}", l.groups, l.out,
-                                      describe_tensor(scales)));
+    refuse(source.scales,
+           fmt::format("expected F16, BF16 or F32 [{}, {}], found {}", l.groups, l.out, describe_tensor(scales)));
 
   // Columns in group order. A file without act-order has the identity, and then no permutation is kept.
   if (source.g_idx) {
@@ -190,7 +191,8 @@ GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
     source.g_idx.read_i64(group.data());
     for (size_t i = 0; i < group.size(); ++i)
       if (group[i] < 0 || group[i] >= l.groups)
-        refuse(source.g_idx, fmt::format("input {}: expected a group between 0 and {}, found {}", i, l.groups - 1, group[i]));
+        refuse(source.g_idx,
+               fmt::format("input {}: expected a group between 0 and {}, found {}", i, l.groups - 1, group[i]));
     l.perm.resize(group.size());
     std::iota(l.perm.begin(), l.perm.end(), 0);
     std::stable_sort(l.perm.begin(), l.perm.end(), [&](int32_t a, int32_t b) {
@@ -198,10 +200,11 @@ GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
     });
     for (int64_t c = 0; c < l.in; ++c)
       if (group[static_cast<size_t>(l.perm[static_cast<size_t>(c)])] != c / l.group_size)
-        throw Error(ErrorCode::unsupported,
-                    fmt::format("{}: tensor {}: the groups are not all of {} inputs (group {} differs)", source.g_idx.file,
-                                quote_for_message(source.g_idx.info->name), l.group_size, c / l.group_size),
-                    "quantize the model again with act-order groups of equal size, or without desc_act");
+        throw Error(
+            ErrorCode::unsupported,
+            fmt::format("{}: tensor {}: the groups are not all of {} inputs (group {} differs)", source.g_idx.file,
+                        quote_for_message(source.g_idx.info->name), l.group_size, c / l.group_size),
+            "quantize the model again with act-order groups of equal size, or without desc_act");
     if (std::is_sorted(l.perm.begin(), l.perm.end())) l.perm.clear();
   } else if (config.desc_act && l.groups > 1) {
     throw Error(ErrorCode::input,
@@ -256,7 +259,8 @@ std::vector<float> GptqLinear::dequantize() const {
     for (int64_t c = 0; c < in; ++c) {
       const int64_t g = c / group_size;
       const int64_t i = perm.empty() ? c : perm[static_cast<size_t>(c)];
-      const int difference = int{codes[static_cast<size_t>(o * in + c)]} - int{zeros[static_cast<size_t>(o * groups + g)]};
+      const int difference =
+          int{codes[static_cast<size_t>(o * in + c)]} - int{zeros[static_cast<size_t>(o * groups + g)]};
       w[static_cast<size_t>(o * in + i)] = scale(o, g) * static_cast<float>(difference);
     }
   return w;

@@ -17,10 +17,10 @@ struct GptqConfig {
   int64_t group_size = -1;  // inputs per group; -1: one group per row
   bool desc_act = false;
   bool sym = true;
-  bool v2 = false;  // zero points stored as they are; v1 stores zero - 1
-  std::string file;                      // where it was read
-  std::vector<std::string> skipped;      // regexes of modules that stay unquantized ("dynamic" keys behind "-:")
-  std::vector<std::string> warnings;     // assumptions made, one line each
+  bool v2 = false;                    // zero points stored as they are; v1 stores zero - 1
+  std::string file;                   // where it was read
+  std::vector<std::string> skipped;   // regexes of modules that stay unquantized ("dynamic" keys behind "-:")
+  std::vector<std::string> warnings;  // assumptions made, one line each
 };
 
 // Reads quantize_config.json, else quant_config.json, else quantization_config of config.json. Empty when the model

@@ -109,11 +109,16 @@ class DomBuilder {
 
 std::string describe(const nlohmann::json& v) {
   switch (v.type()) {
-    case nlohmann::json::value_t::null: return "null";
-    case nlohmann::json::value_t::object: return "an object";
-    case nlohmann::json::value_t::array: return fmt::format("an array of {}", v.size());
-    case nlohmann::json::value_t::string: return quote_for_message(v.get_ref<const std::string&>());
-    default: return v.dump();
+    case nlohmann::json::value_t::null:
+      return "null";
+    case nlohmann::json::value_t::object:
+      return "an object";
+    case nlohmann::json::value_t::array:
+      return fmt::format("an array of {}", v.size());
+    case nlohmann::json::value_t::string:
+      return quote_for_message(v.get_ref<const std::string&>());
+    default:
+      return v.dump();
   }
 }
 

@@ -75,9 +75,10 @@ Llama2cFile::Llama2cFile(const std::string& path) : map(path) {
   }
   const uint64_t expected = kHeaderBytes + sizeof(float) * static_cast<uint64_t>(at);
   if (expected != map.size())
-    refuse(fmt::format("the header (dim {}, hidden_dim {}, n_layers {}, n_heads {}, n_kv_heads {}, vocab_size {}, "
-                       "max_seq_len {}) needs a file of {} bytes, found {}",
-                       dim, hidden_dim, n_layers, n_heads, n_kv_heads, header[5], max_seq_len, expected, map.size()));
+    refuse(
+        fmt::format("the header (dim {}, hidden_dim {}, n_layers {}, n_heads {}, n_kv_heads {}, vocab_size {}, "
+                    "max_seq_len {}) needs a file of {} bytes, found {}",
+                    dim, hidden_dim, n_layers, n_heads, n_kv_heads, header[5], max_seq_len, expected, map.size()));
   if (tied) wcls = token_embedding;
 }
 

@@ -23,10 +23,10 @@ struct DtypeRow {
   int bits;
 };
 constexpr DtypeRow kDtypes[] = {
-    {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6},     {"F6_E3M2", 6},     {"U8", 8},   {"I8", 8},
-    {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8},     {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
-    {"I16", 16},    {"U16", 16},    {"F16", 16},        {"BF16", 16},       {"I32", 32}, {"U32", 32},
-    {"F32", 32},    {"C64", 64},    {"F64", 64},        {"I64", 64},        {"U64", 64},
+    {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+    {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+    {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+    {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64},
 };
 static_assert(sizeof kDtypes / sizeof kDtypes[0] == kSafetensorsDtypes);
 
@@ -134,7 +134,10 @@ class HeaderParser {
       key_ = k;
       expect_ = Expect::metadata_value;
     } else if (expect_ == Expect::field) {
-      bool* seen = k == "dtype" ? &has_dtype_ : k == "shape" ? &has_shape_ : k == "data_offsets" ? &has_offsets_ : nullptr;
+      bool* seen = k == "dtype"          ? &has_dtype_
+                   : k == "shape"        ? &has_shape_
+                   : k == "data_offsets" ? &has_offsets_
+                                         : nullptr;
       if (!seen) fail(subject() + ": unknown field " + quote_for_message(k) + "; expected dtype, shape, data_offsets");
       if (*seen) fail(subject() + ": the field " + k + " stands twice");
       *seen = true;
@@ -161,7 +164,19 @@ class HeaderParser {
 
  private:
   enum class Expect {
-    root, name, metadata, metadata_key, metadata_value, tensor, field, dtype, shape, dim, offsets, offset, end,
+    root,
+    name,
+    metadata,
+    metadata_key,
+    metadata_value,
+    tensor,
+    field,
+    dtype,
+    shape,
+    dim,
+    offsets,
+    offset,
+    end,
   };
 
   [[noreturn]] void fail(const std::string& what) const {
@@ -173,17 +188,26 @@ class HeaderParser {
 
   bool unexpected(const std::string& found) const {
     switch (expect_) {
-      case Expect::root: fail("expected an object, found " + found);
-      case Expect::metadata: fail("__metadata__: expected an object, found " + found);
+      case Expect::root:
+        fail("expected an object, found " + found);
+      case Expect::metadata:
+        fail("__metadata__: expected an object, found " + found);
       case Expect::metadata_value:
         fail("__metadata__: key " + quote_for_message(key_) + ": expected a string, found " + found);
-      case Expect::tensor: fail(subject() + ": expected an object, found " + found);
-      case Expect::dtype: fail(subject() + ": field dtype: expected a string, found " + found);
-      case Expect::shape: fail(subject() + ": field shape: expected an array, found " + found);
-      case Expect::dim: fail(subject() + ": field shape: expected whole numbers from 0, found " + found);
-      case Expect::offsets: fail(subject() + ": field data_offsets: expected an array, found " + found);
-      case Expect::offset: fail(subject() + ": field data_offsets: expected whole numbers from 0, found " + found);
-      default: fail("unexpected " + found);
+      case Expect::tensor:
+        fail(subject() + ": expected an object, found " + found);
+      case Expect::dtype:
+        fail(subject() + ": field dtype: expected a string, found " + found);
+      case Expect::shape:
+        fail(subject() + ": field shape: expected an array, found " + found);
+      case Expect::dim:
+        fail(subject() + ": field shape: expected whole numbers from 0, found " + found);
+      case Expect::offsets:
+        fail(subject() + ": field data_offsets: expected an array, found " + found);
+      case Expect::offset:
+        fail(subject() + ": field data_offsets: expected whole numbers from 0, found " + found);
+      default:
+        fail("unexpected " + found);
     }
   }
 
@@ -195,7 +219,8 @@ class HeaderParser {
       overflow = overflow || __builtin_mul_overflow(elements, static_cast<uint64_t>(d), &elements) ||
                  elements > static_cast<uint64_t>(INT64_MAX);
     overflow = overflow || __builtin_mul_overflow(elements, bits, &bits);
-    const std::string shape = fmt::format("{} [{}]", safetensors_dtype_name(tensor_.dtype), fmt::join(tensor_.shape, ", "));
+    const std::string shape =
+        fmt::format("{} [{}]", safetensors_dtype_name(tensor_.dtype), fmt::join(tensor_.shape, ", "));
     if (overflow) fail(subject() + ": field shape: the size of " + shape + " overflows 64 bits");
     if (bits % 8 != 0) fail(subject() + ": field shape: " + shape + " does not fill whole bytes");
     if (offsets_[1] < offsets_[0])
@@ -246,15 +271,32 @@ bool widen_integers(const TensorView& t, To* out) {
     case SafetensorsDtype::boolean:
       for (int64_t i = 0; i < n; ++i) out[i] = static_cast<To>(t.data[i] != std::byte{0});
       return true;
-    case SafetensorsDtype::u8: widen<uint8_t>(t.data, n, out); return true;
-    case SafetensorsDtype::i8: widen<int8_t>(t.data, n, out); return true;
-    case SafetensorsDtype::i16: widen<int16_t>(t.data, n, out); return true;
-    case SafetensorsDtype::u16: widen<uint16_t>(t.data, n, out); return true;
-    case SafetensorsDtype::i32: widen<int32_t>(t.data, n, out); return true;
-    case SafetensorsDtype::u32: widen<uint32_t>(t.data, n, out); return true;
-    case SafetensorsDtype::i64: widen<int64_t>(t.data, n, out); return true;
-    case SafetensorsDtype::u64: widen<uint64_t>(t.data, n, out); return true;
-    default: return false;
+    case SafetensorsDtype::u8:
+      widen<uint8_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::i8:
+      widen<int8_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::i16:
+      widen<int16_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::u16:
+      widen<uint16_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::i32:
+      widen<int32_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::u32:
+      widen<uint32_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::i64:
+      widen<int64_t>(t.data, n, out);
+      return true;
+    case SafetensorsDtype::u64:
+      widen<uint64_t>(t.data, n, out);
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -262,8 +304,12 @@ template <class To>
 void widen_any(const TensorView& t, To* out, const char* to) {
   const int64_t n = t.info->elements();
   switch (t.info->dtype) {
-    case SafetensorsDtype::f32: widen<float>(t.data, n, out); return;
-    case SafetensorsDtype::f64: widen<double>(t.data, n, out); return;
+    case SafetensorsDtype::f32:
+      widen<float>(t.data, n, out);
+      return;
+    case SafetensorsDtype::f64:
+      widen<double>(t.data, n, out);
+      return;
     case SafetensorsDtype::f16:
       for (int64_t i = 0; i < n; ++i) out[i] = static_cast<To>(io_detail::f16_to_f32(load<uint16_t>(t.data + 2 * i)));
       return;
@@ -286,8 +332,9 @@ bool is_pickle_name(std::string_view name) {
 }
 
 [[noreturn]] void refuse_pickle(const std::string& path) {
-  throw Error(ErrorCode::unsupported, path + ": is a pickle, which can run any program when it is loaded",
-              "convert the model to safetensors where it came from: model.save_pretrained(DIR, safe_serialization=True)");
+  throw Error(
+      ErrorCode::unsupported, path + ": is a pickle, which can run any program when it is loaded",
+      "convert the model to safetensors where it came from: model.save_pretrained(DIR, safe_serialization=True)");
 }
 
 constexpr const char* kIndexHint = "the index comes with the model: restore both, or convert the model again";
@@ -296,8 +343,10 @@ constexpr const char* kIndexHint = "the index comes with the model: restore both
 void check_shard_name(const std::string& index, const std::string& dir, const std::string& tensor,
                       const std::string& shard) {
   const auto complain = [&](const std::string& what) {
-    refuse(index, "field \"weight_map\": tensor " + quote_for_message(tensor) + ": the shard " +
-                      quote_for_message(shard) + " " + what, kIndexHint);
+    refuse(index,
+           "field \"weight_map\": tensor " + quote_for_message(tensor) + ": the shard " + quote_for_message(shard) +
+               " " + what,
+           kIndexHint);
   };
   if (shard.empty() || shard.size() > 255 || shard[0] == '.' || shard.find_first_of("/\\") != std::string::npos ||
       shard.find("..") != std::string::npos || shard.find('\0') != std::string::npos)
@@ -355,12 +404,14 @@ SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_
       refuse(file, fmt::format("tensor {}: field data_offsets: begins at {}, but the tensors before it end at {} ({})",
                                quote_for_message(t.name), t.offset, at, t.offset > at ? "a hole" : "an overlap"));
     if (t.bytes > data_bytes - at)
-      refuse(file, fmt::format("tensor {}: field data_offsets: ends at {}, but the file holds {} data bytes",
-                               quote_for_message(t.name), t.offset + t.bytes, data_bytes),
+      refuse(file,
+             fmt::format("tensor {}: field data_offsets: ends at {}, but the file holds {} data bytes",
+                         quote_for_message(t.name), t.offset + t.bytes, data_bytes),
              "the file is incomplete; download or convert it again");
     at += t.bytes;
   }
-  if (at != data_bytes) refuse(file, fmt::format("the tensors end at {}, but the file holds {} data bytes", at, data_bytes));
+  if (at != data_bytes)
+    refuse(file, fmt::format("the tensors end at {}, but the file holds {} data bytes", at, data_bytes));
   return header;
 }
 
@@ -373,18 +424,21 @@ void TensorView::read_i64(int64_t* out) const {
   if (info->dtype != SafetensorsDtype::u64) return;
   for (int64_t i = 0, n = info->elements(); i < n; ++i)
     if (out[i] < 0)
-      refuse(file, fmt::format("tensor {}: element {} exceeds a signed 64-bit integer", quote_for_message(info->name), i));
+      refuse(file,
+             fmt::format("tensor {}: element {} exceeds a signed 64-bit integer", quote_for_message(info->name), i));
 }
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : map_(path) {
   constexpr const char* kWhatIsIt = "is this a safetensors file?";
   if (map_.size() < 8)
-    refuse(path, fmt::format("has {} bytes, but the length of a safetensors header alone takes 8", map_.size()), kWhatIsIt);
+    refuse(path, fmt::format("has {} bytes, but the length of a safetensors header alone takes 8", map_.size()),
+           kWhatIsIt);
   const std::string prefix = map_.read(0, 8);
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(prefix[static_cast<size_t>(i)]);
   if (length > kSafetensorsMaxHeader)
-    refuse(path, fmt::format("the header length {} exceeds the limit of {} bytes", length, kSafetensorsMaxHeader), kWhatIsIt);
+    refuse(path, fmt::format("the header length {} exceeds the limit of {} bytes", length, kSafetensorsMaxHeader),
+           kWhatIsIt);
   if (length > map_.size() - 8)
     refuse(path, fmt::format("the header length {} exceeds the {} bytes that follow it", length, map_.size() - 8),
            "the file is incomplete, or no safetensors file");
@@ -411,7 +465,8 @@ const std::byte* SafetensorsFile::data(const std::string& name) const { return v
 
 bool SafetensorsSet::present(const std::string& path) {
   if (!is_directory(path)) return file_exists(path) && ends_with(path, ".safetensors");
-  return file_exists(join_path(path, "model.safetensors")) || file_exists(join_path(path, "model.safetensors.index.json"));
+  return file_exists(join_path(path, "model.safetensors")) ||
+         file_exists(join_path(path, "model.safetensors.index.json"));
 }
 
 SafetensorsSet::SafetensorsSet(const std::string& path) : path_(path) {

@@ -20,8 +20,28 @@ namespace thimble {
 
 // Every dtype of the format, in the order of safetensors_dtype_name(). C64 is a pair of f32.
 enum class SafetensorsDtype : uint8_t {
-  boolean, f4, f6_e2m3, f6_e3m2, u8, i8, f8_e4m3, f8_e5m2, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz,
-  i16, u16, f16, bf16, i32, u32, f32, c64, f64, i64, u64,
+  boolean,
+  f4,
+  f6_e2m3,
+  f6_e3m2,
+  u8,
+  i8,
+  f8_e4m3,
+  f8_e5m2,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  i16,
+  u16,
+  f16,
+  bf16,
+  i32,
+  u32,
+  f32,
+  c64,
+  f64,
+  i64,
+  u64,
 };
 inline constexpr int kSafetensorsDtypes = 22;
 
@@ -110,10 +130,10 @@ class SafetensorsSet {
   const std::map<std::string, std::string>& metadata() const { return files_.front()->metadata(); }
 
   bool has(const std::string& name) const { return where_.count(name) != 0; }
-  const TensorInfo* find(const std::string& name) const;   // nullptr when absent
-  const std::byte* data(const std::string& name) const;    // as SafetensorsFile::data
-  TensorView view(const std::string& name) const;          // throws input when absent
-  TensorView find_view(const std::string& name) const;     // empty when absent
+  const TensorInfo* find(const std::string& name) const;  // nullptr when absent
+  const std::byte* data(const std::string& name) const;   // as SafetensorsFile::data
+  TensorView view(const std::string& name) const;         // throws input when absent
+  TensorView find_view(const std::string& name) const;    // empty when absent
 
  private:
   const SafetensorsFile* file_of(const std::string& name) const;

@@ -45,7 +45,9 @@ void set_field(std::vector<uint32_t>& words, size_t i, int bits, int value, size
   }
 }
 
-float scale_value(int64_t o, int64_t g) { return 0.25f + 0.0625f * static_cast<float>((o * 3 + g) % 8); }  // exact in bf16
+float scale_value(int64_t o, int64_t g) {
+  return 0.25f + 0.0625f * static_cast<float>((o * 3 + g) % 8);
+}  // exact in bf16
 
 void write_plain(const std::string& path, const Plain& p) {
   const size_t out = static_cast<size_t>(p.out), in = static_cast<size_t>(p.in), groups = static_cast<size_t>(p.groups);
@@ -165,7 +167,8 @@ TEST(Gptq, ActOrderSortsColumnsIntoGroups) {
 
   p.with_g_idx = false;
   write_plain(path, p);
-  expect_error(ErrorCode::input, {"desc_act", "g_idx is missing"}, [&] { unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config); });
+  expect_error(ErrorCode::input, {"desc_act", "g_idx is missing"},
+               [&] { unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config); });
   p.with_g_idx = true;
   p.group[0] = (p.group[0] + 1) % 3;
   write_plain(path, p);
@@ -201,12 +204,14 @@ TEST(Gptq, ShapesThatDisagree) {
   const ScratchDir dir;
   const std::string path = dir / "s.safetensors";
   std::vector<uint32_t> zeros(4096);
-  const auto refused = [&](int bits, int64_t group_size, const std::vector<int64_t>& qweight, const std::vector<int64_t>& qzeros,
-                           const std::vector<int64_t>& scales, std::initializer_list<std::string> parts) {
+  const auto refused = [&](int bits, int64_t group_size, const std::vector<int64_t>& qweight,
+                           const std::vector<int64_t>& qzeros, const std::vector<int64_t>& scales,
+                           std::initializer_list<std::string> parts) {
     write_safetensors(path, {{"l.qweight", SafetensorsDtype::i32, qweight, zeros.data()},
                              {"l.qzeros", SafetensorsDtype::i32, qzeros, zeros.data()},
                              {"l.scales", SafetensorsDtype::f16, scales, zeros.data()}});
-    expect_error(ErrorCode::input, parts, [&] { unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config_of(bits, group_size, false)); });
+    expect_error(ErrorCode::input, parts,
+                 [&] { unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config_of(bits, group_size, false)); });
   };
   refused(4, 32, {8, 32}, {1, 4}, {2, 32}, {"l.qzeros", "expected [2, 4]", "found I32 [1, 4]"});
   refused(4, 32, {8, 32}, {2, 5}, {2, 32}, {"l.qzeros", "found I32 [2, 5]"});
@@ -228,10 +233,12 @@ TEST(Gptq, ShapesThatDisagree) {
 TEST(Gptq, Config) {
   const ScratchDir dir;
   EXPECT_FALSE(read_gptq_config(dir.path()));
-  const std::string config = dir / "config.json", quant = dir / "quant_config.json", quantize = dir / "quantize_config.json";
+  const std::string config = dir / "config.json", quant = dir / "quant_config.json",
+                    quantize = dir / "quantize_config.json";
   put_file(config, R"({"model_type":"llama"})");
   EXPECT_FALSE(read_gptq_config(dir.path()));
-  put_file(config, R"({"quantization_config":{"bits":8,"group_size":128,"quant_method":"gptq","sym":true,"desc_act":true}})");
+  put_file(config,
+           R"({"quantization_config":{"bits":8,"group_size":128,"quant_method":"gptq","sym":true,"desc_act":true}})");
   auto c = read_gptq_config(dir.path());
   ASSERT_TRUE(c);
   EXPECT_EQ(c->bits, 8);
@@ -255,15 +262,20 @@ TEST(Gptq, Config) {
   EXPECT_FALSE(read(R"({"bits":4,"quant_method":"awq"})"));
   EXPECT_EQ(read(R"({"bits":4.0,"group_size":32,"sym":false})")->bits, 4);
   for (const std::string name : {"marlin", "bitblas", "exl3", "gptq_p"}) {
-    const std::string format = R"({"bits":4,"group_size":32,"quant_method":"gptq","checkpoint_format":")" + name + "\"}";
+    const std::string format =
+        R"({"bits":4,"group_size":32,"quant_method":"gptq","checkpoint_format":")" + name + "\"}";
     expect_error(ErrorCode::unsupported, {"quantize_config.json", name}, [&] { read(format); });
-    expect_error(ErrorCode::unsupported, {name}, [&] { read(R"({"bits":4,"group_size":32,"quant_method":")" + name + "\"}"); });
+    expect_error(ErrorCode::unsupported, {name},
+                 [&] { read(R"({"bits":4,"group_size":32,"quant_method":")" + name + "\"}"); });
   }
-  expect_error(ErrorCode::unsupported, {"marlin"}, [&] { read(R"({"bits":4,"group_size":32,"is_marlin_format":true})"); });
+  expect_error(ErrorCode::unsupported, {"marlin"},
+               [&] { read(R"({"bits":4,"group_size":32,"is_marlin_format":true})"); });
   expect_error(ErrorCode::unsupported, {"\"new\""}, [&] { read(R"({"bits":4,"group_size":32,"format":"new"})"); });
   expect_error(ErrorCode::unsupported, {"5 bits"}, [&] { read(R"({"bits":5,"group_size":32})"); });
-  expect_error(ErrorCode::unsupported, {"pack_dtype"}, [&] { read(R"({"bits":4,"group_size":32,"pack_dtype":"int8"})"); });
-  expect_error(ErrorCode::unsupported, {"dynamic", "\"+:.*\""}, [&] { read(R"({"bits":4,"group_size":32,"dynamic":{"+:.*":{"bits":8}}})"); });
+  expect_error(ErrorCode::unsupported, {"pack_dtype"},
+               [&] { read(R"({"bits":4,"group_size":32,"pack_dtype":"int8"})"); });
+  expect_error(ErrorCode::unsupported, {"dynamic", "\"+:.*\""},
+               [&] { read(R"({"bits":4,"group_size":32,"dynamic":{"+:.*":{"bits":8}}})"); });
   expect_error(ErrorCode::input, {"quantize_config.json", "\"bits\"", "found nothing"}, [&] { read("{}"); });
   expect_error(ErrorCode::input, {"\"group_size\""}, [&] { read(R"({"bits":4,"group_size":0})"); });
   expect_error(ErrorCode::input, {"\"group_size\""}, [&] { read(R"({"bits":4,"group_size":"all"})"); });
@@ -283,7 +295,8 @@ int64_t ulps(float a, float b) {
 TEST(Gptq, WeightsOfRealPackers) {
   const std::string folder = shared("oracle/quant");
   SKIP_WITHOUT(folder);
-  for (const std::string name : {"gptq4_g32_asym", "gptq4_g32_asym_v2", "gptq3_g32_asym", "gptq8_g32_sym", "gptq4_g32_sym_actorder"}) {
+  for (const std::string name :
+       {"gptq4_g32_asym", "gptq4_g32_asym_v2", "gptq3_g32_asym", "gptq8_g32_sym", "gptq4_g32_sym_actorder"}) {
     SCOPED_TRACE(name);
     const std::string dir = folder + "/" + name;
     const auto config = read_gptq_config(dir);

@@ -13,8 +13,8 @@ using nlohmann::json;
 
 TEST(Json, BuildsWhatNlohmannBuilds) {
   for (const char* text :
-       {"null", "true", "-3", "18446744073709551615", "1e3", "\"a\\u00e9\\n\"", "[]", "{}", " [1, [2, {\"a\": []}], 3] ",
-        R"({"a":{"b":[1,2,{"c":null}]},"d":"x","e":{"a":1},"":0})", "[[[[[[]]]]],{}]"})
+       {"null", "true", "-3", "18446744073709551615", "1e3", "\"a\\u00e9\\n\"", "[]", "{}",
+        " [1, [2, {\"a\": []}], 3] ", R"({"a":{"b":[1,2,{"c":null}]},"d":"x","e":{"a":1},"":0})", "[[[[[[]]]]],{}]"})
     EXPECT_EQ(parse_json(text, "t.json"), json::parse(text)) << text;
 }
 
@@ -23,7 +23,8 @@ TEST(Json, RefusesWithLineAndColumn) {
     SCOPED_TRACE(text.substr(0, 100));
     expect_error(ErrorCode::input, parts, [&] { parse_json(text, "dir/t.json"); });
   };
-  refused("{\n  \"a\": 1,\n  \"b\": 2,\n  \"a\": 3\n}", {"dir/t.json: line 4, column 3:", "the key \"a\" stands twice"});
+  refused("{\n  \"a\": 1,\n  \"b\": 2,\n  \"a\": 3\n}",
+          {"dir/t.json: line 4, column 3:", "the key \"a\" stands twice"});
   refused("{\"x\":{\"q\\\"\":1,\"q\\\"\":1}}", {"line 1, column 15:", "twice"});
   refused("{\"a\":1,\"\\u0061\":2}", {"column 8", "\"a\" stands twice"});
   EXPECT_NO_THROW(parse_json("{\"a\":{\"a\":1},\"b\":{\"a\":1}}", "t"));
@@ -57,8 +58,9 @@ TEST(Json, MessagesStayOnOneLine) {
 }
 
 TEST(Json, TypedFields) {
-  const json value = parse_json(
-      R"({"i":7,"f":2.0,"h":2.5,"big":18446744073709551615,"huge":1e300,"b":true,"s":"text","n":null,"o":{"k":-1},"a":[1]})", "c");
+  const json value = parse_json(R"({"i":7,"f":2.0,"h":2.5,"big":18446744073709551615,"huge":1e300,"b":true,)"
+                                R"("s":"text","n":null,"o":{"k":-1},"a":[1]})",
+                                "c");
   const JsonObject o(value, "config.json");
   EXPECT_TRUE(o.has("i"));
   EXPECT_FALSE(o.has("n"));
@@ -78,8 +80,11 @@ TEST(Json, TypedFields) {
   EXPECT_EQ(o.object("o")->require_int("k", -1, 0), -1);
   EXPECT_FALSE(o.object("n"));
 
-  const auto refused = [](std::initializer_list<std::string> parts, auto f) { expect_error(ErrorCode::input, parts, f); };
-  refused({"config.json: field \"s\": expected an integer between 1 and 64, found \"text\""}, [&] { o.require_int("s", 1, 64); });
+  const auto refused = [](std::initializer_list<std::string> parts, auto f) {
+    expect_error(ErrorCode::input, parts, f);
+  };
+  refused({"config.json: field \"s\": expected an integer between 1 and 64, found \"text\""},
+          [&] { o.require_int("s", 1, 64); });
   refused({"field \"i\": expected an integer between 8 and 9, found 7"}, [&] { o.get_int("i", 8, 8, 9); });
   refused({"field \"h\"", "found 2.5"}, [&] { o.get_int("h", 0, 0, 9); });
   refused({"field \"b\"", "found true"}, [&] { o.get_int("b", 0, 0, 9); });
@@ -93,11 +98,13 @@ TEST(Json, TypedFields) {
   refused({"field \"a\": expected a string, found an array of 1"}, [&] { o.get_string("a", ""); });
   refused({"field \"a\": expected an object"}, [&] { o.object("a"); });
   refused({"field \"o.k\"", "found -1"}, [&] { o.object("o")->require_int("k", 0, 9); });
-  refused({"config.json: the file: expected an object, found an array of 1"}, [&] { JsonObject x(value["a"], "config.json"); });
+  refused({"config.json: the file: expected an object, found an array of 1"},
+          [&] { JsonObject x(value["a"], "config.json"); });
 }
 
 TEST(Json, RandomDamage) {
-  const std::string valid = R"({"model_type":"llama","n":[1,2.5,-3e2,{"x":"\u00e9\n"}],"deep":{"a":{"b":{"c":[true,null]}}},"s":"é"})";
+  const std::string valid =
+      R"({"model_type":"llama","n":[1,2.5,-3e2,{"x":"\u00e9\n"}],"deep":{"a":{"b":{"c":[true,null]}}},"s":"é"})";
   Random random{3};
   int accepted = 0;
   for (int i = 0; i < 40'000; ++i) {

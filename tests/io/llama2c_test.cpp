@@ -103,7 +103,8 @@ TEST(Llama2c, RefusesBadFields) {
 TEST(Llama2c, RandomHeaders) {
   const ScratchDir dir;
   Random random{11};
-  const int32_t interesting[] = {0, 1, 2, 3, 4, 6, 7, 8, 64, 4096, 65536, 1 << 20, 1 << 24, 1 << 30, -1, -5, INT32_MAX, INT32_MIN};
+  const int32_t interesting[] = {0,    1,     2,       3,       4,       6,  7,  8,         64,
+                                 4096, 65536, 1 << 20, 1 << 24, 1 << 30, -1, -5, INT32_MAX, INT32_MIN};
   for (int i = 0; i < 4000; ++i) {
     auto header = kTied;
     for (size_t edits = 1 + random.below(4); edits > 0; --edits)

@@ -27,7 +27,8 @@ SafetensorsFile open_bytes(const ScratchDir& dir, const std::string& header, con
   return SafetensorsFile(dir / "t.safetensors");
 }
 
-std::string entry(const std::string& name, const std::string& dtype, const std::string& shape, const std::string& range) {
+std::string entry(const std::string& name, const std::string& dtype, const std::string& shape,
+                  const std::string& range) {
   return "\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + range + "}";
 }
 
@@ -54,10 +55,12 @@ TEST(Safetensors, AcceptsWhatTheFormatAllows) {
   EXPECT_EQ(scalar.find("s")->elements(), 1);
   EXPECT_EQ(static_cast<char>(*scalar.data("s")), 'x');
   // Zero-sized tensors share an offset with a neighbour; entries may stand in any order.
-  const SafetensorsFile mixed = open_bytes(
-      dir, "{" + entry("b", "U8", "[2]", "[1,3]") + "," + entry("z", "F32", "[3,0]", "[1,1]") + "," +
-               entry("a", "I8", "[1]", "[0,1]") + ",\"__metadata__\":{\"format\":\"pt\",\"\":\"\"}," +
-               entry("end", "F64", "[0]", "[3,3]") + "}", "abc");
+  const SafetensorsFile mixed =
+      open_bytes(dir,
+                 "{" + entry("b", "U8", "[2]", "[1,3]") + "," + entry("z", "F32", "[3,0]", "[1,1]") + "," +
+                     entry("a", "I8", "[1]", "[0,1]") + ",\"__metadata__\":{\"format\":\"pt\",\"\":\"\"}," +
+                     entry("end", "F64", "[0]", "[3,3]") + "}",
+                 "abc");
   EXPECT_EQ(mixed.tensors().size(), 4u);
   EXPECT_EQ(mixed.tensors()[0].name, "a");
   EXPECT_EQ(mixed.tensors()[1].name, "z");
@@ -75,7 +78,8 @@ TEST(Safetensors, AcceptsWhatTheFormatAllows) {
 
 TEST(Safetensors, RefusesEachBrokenRule) {
   const ScratchDir dir;
-  const auto refused = [&](const std::string& header, const std::string& data, std::initializer_list<std::string> parts) {
+  const auto refused = [&](const std::string& header, const std::string& data,
+                           std::initializer_list<std::string> parts) {
     SCOPED_TRACE(header.substr(0, 200));
     expect_error(ErrorCode::input, {"t.safetensors"}, [&] { open_bytes(dir, header, data); });
     expect_error(ErrorCode::input, parts, [&] { open_bytes(dir, header, data); });
@@ -133,7 +137,8 @@ TEST(Safetensors, RefusesEachBrokenRule) {
   refused("{\"x\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", "x", {"shape: missing"});
   refused("{\"x\":{\"dtype\":\"U8\",\"shape\":[]}}", "x", {"data_offsets: missing"});
   refused("{\"x\":{\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1],\"more\":1}}", "x", {"unknown field \"more\""});
-  refused("{\"x\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", "x", {"dtype stands twice"});
+  refused("{\"x\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[],\"data_offsets\":[0,1]}}", "x",
+          {"dtype stands twice"});
   refused("{" + entry("a", "U8", "[0]", "[0,0]") + "," + entry("a", "U8", "[0]", "[0,0]") + "}", "",
           {"\"a\" stands twice", "column"});
   refused("{\"x\":null}", "", {"expected an object, found null"});
@@ -157,7 +162,8 @@ TEST(Safetensors, RefusesLengthsThatDoNotFit) {
   };
   expect_error(ErrorCode::input, {"has 0 bytes"}, [&] { open(""); });
   expect_error(ErrorCode::input, {"has 7 bytes"}, [&] { open(std::string(7, '\0')); });
-  expect_error(ErrorCode::input, {"header length 3 exceeds the 2 bytes"}, [&] { open(std::string("\3\0\0\0\0\0\0\0{}", 10)); });
+  expect_error(ErrorCode::input, {"header length 3 exceeds the 2 bytes"},
+               [&] { open(std::string("\3\0\0\0\0\0\0\0{}", 10)); });
   expect_error(ErrorCode::input, {"exceeds the limit"}, [&] { open(std::string(8, '\xff') + "{}"); });
   expect_error(ErrorCode::input, {"cannot open"}, [&] { SafetensorsFile f(dir / "missing"); });
   expect_error(ErrorCode::input, {"not a regular file"}, [&] { SafetensorsFile f(dir.path()); });
@@ -192,7 +198,8 @@ TEST(Safetensors, HexDumpsOfDamagedFiles) {
     } else if (name == "safetensors-unknown-dtype.hex") {
       expect_error(ErrorCode::input, {"\"x\"", "F128"}, [&] { SafetensorsFile f(dir / name); });
     } else {  // real headers whose data was cut off
-      expect_error(ErrorCode::input, {"\"weight\"", "the file holds 0 data bytes"}, [&] { SafetensorsFile f(dir / name); });
+      expect_error(ErrorCode::input, {"\"weight\"", "the file holds 0 data bytes"},
+                   [&] { SafetensorsFile f(dir / name); });
     }
   }
   EXPECT_GE(seen, 6);
@@ -236,7 +243,8 @@ TEST(Safetensors, RoundTripOfEveryDtype) {
     EXPECT_EQ(info->dtype, t.dtype);
     EXPECT_EQ(info->shape, t.shape);
     EXPECT_EQ(std::memcmp(f.data(t.name), t.data, info->bytes), 0) << t.name;
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(f.data(t.name)) % std::max(1, safetensors_dtype_bits(t.dtype) / 8), 0u) << t.name;
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(f.data(t.name)) % std::max(1, safetensors_dtype_bits(t.dtype) / 8), 0u)
+        << t.name;
   }
   int bits = 64;  // element sizes fall
   for (const TensorInfo& t : f.tensors())
@@ -257,7 +265,9 @@ TEST(Safetensors, WriterFillsPieceByPiece) {
   writer.declare("b", SafetensorsDtype::f32, {});
   expect_error(ErrorCode::input, {"\"a\"", "taken"}, [&] { writer.declare("a", SafetensorsDtype::u8, {1}); });
   expect_error(ErrorCode::input, {"\"c\"", "whole bytes"}, [&] { writer.declare("c", SafetensorsDtype::f4, {1}); });
-  expect_error(ErrorCode::input, {"\"d\"", "overflows"}, [&] { writer.declare("d", SafetensorsDtype::u8, {INT64_MAX, 3}); });
+  expect_error(ErrorCode::input, {"\"d\"", "overflows"}, [&] {
+    writer.declare("d", SafetensorsDtype::u8, {INT64_MAX, 3});
+  });
   expect_error(ErrorCode::input, {"\"e\"", "negative"}, [&] { writer.declare("e", SafetensorsDtype::u8, {-1}); });
   writer.write("a", "he", 2);
   const float half = 0.5f;
@@ -282,14 +292,16 @@ TEST(Safetensors, ConversionsAlsoFromUnalignedData) {
   const ScratchDir dir;
   // A header of odd length: everything is misaligned.
   const auto convert = [&](const std::string& dtype, const std::string& bytes, size_t n) {
-    std::string header = "{" + entry("x", dtype, "[" + std::to_string(n) + "]", "[0," + std::to_string(bytes.size()) + "]") + "}";
+    std::string header =
+        "{" + entry("x", dtype, "[" + std::to_string(n) + "]", "[0," + std::to_string(bytes.size()) + "]") + "}";
     if (header.size() % 2 == 0) header += ' ';
     const SafetensorsFile f = open_bytes(dir, header, bytes);
     std::vector<double> wide(n);
     std::vector<float> narrow(n);
     f.view("x").read_f64(wide.data());
     f.view("x").read_f32(narrow.data());
-    for (size_t i = 0; i < n; ++i) EXPECT_TRUE(std::isnan(wide[i]) || narrow[i] == static_cast<float>(wide[i])) << dtype;
+    for (size_t i = 0; i < n; ++i)
+      EXPECT_TRUE(std::isnan(wide[i]) || narrow[i] == static_cast<float>(wide[i])) << dtype;
     return wide;
   };
   const auto raw = [](auto... v) {
@@ -300,7 +312,10 @@ TEST(Safetensors, ConversionsAlsoFromUnalignedData) {
   using V = std::vector<double>;
   EXPECT_EQ(convert("F32", raw(1.5f, -0.1f), 2), (V{1.5, static_cast<double>(-0.1f)}));
   EXPECT_EQ(convert("F64", raw(1e300, 0.1), 2), (V{1e300, 0.1}));
-  EXPECT_EQ(convert("F16", raw(uint16_t{0x3C00}, uint16_t{0xC001}, uint16_t{1}, uint16_t{0x83FF}, uint16_t{0x7BFF}, uint16_t{0x7C00}), 6),
+  EXPECT_EQ(convert("F16",
+                    raw(uint16_t{0x3C00}, uint16_t{0xC001}, uint16_t{1}, uint16_t{0x83FF}, uint16_t{0x7BFF},
+                        uint16_t{0x7C00}),
+                    6),
             (V{1.0, -2.001953125, 0x1p-24, -1023 * 0x1p-24, 65504.0, static_cast<double>(INFINITY)}));
   EXPECT_TRUE(std::isnan(convert("F16", raw(uint16_t{0x7E01}), 1)[0]));
   EXPECT_EQ(convert("BF16", raw(uint16_t{0x3F80}, uint16_t{0xC049}), 2), (V{1.0, -3.140625}));
@@ -324,9 +339,8 @@ TEST(Safetensors, ConversionsAlsoFromUnalignedData) {
     open_bytes(dir, "{" + entry("x", "F32", "[1]", "[0,4]") + "}", raw(1.0f)).view("x").read_i64(&i);
   });
   float f = 0;
-  expect_error(ErrorCode::unsupported, {"\"x\"", "F8_E4M3"}, [&] {
-    open_bytes(dir, "{" + entry("x", "F8_E4M3", "[1]", "[0,1]") + "}", "x").view("x").read_f32(&f);
-  });
+  expect_error(ErrorCode::unsupported, {"\"x\"", "F8_E4M3"},
+               [&] { open_bytes(dir, "{" + entry("x", "F8_E4M3", "[1]", "[0,1]") + "}", "x").view("x").read_f32(&f); });
 }
 
 TEST(Safetensors, TruncationAfterOpeningIsAnError) {
@@ -404,9 +418,11 @@ TEST(SafetensorsSet, IndexIsNotTrusted) {
   std::filesystem::create_symlink("s1.safetensors", dir / "m/inner.safetensors");
   EXPECT_EQ(with_index(R"({"weight_map":{"a":"inner.safetensors"}})"), 1u);
   // A tensor in a shard that the index does not name.
-  write_safetensors(dir / "m/s2.safetensors", {{"b", SafetensorsDtype::u8, {1}, &byte}, {"extra", SafetensorsDtype::u8, {1}, &byte}});
+  write_safetensors(dir / "m/s2.safetensors",
+                    {{"b", SafetensorsDtype::u8, {1}, &byte}, {"extra", SafetensorsDtype::u8, {1}, &byte}});
   refused(R"({"a":"s1.safetensors","b":"s2.safetensors"})", {"s2.safetensors", "\"extra\"", "does not name it"});
-  write_safetensors(dir / "m/s2.safetensors", {{"b", SafetensorsDtype::u8, {1}, &byte}, {"a", SafetensorsDtype::u8, {1}, &byte}});
+  write_safetensors(dir / "m/s2.safetensors",
+                    {{"b", SafetensorsDtype::u8, {1}, &byte}, {"a", SafetensorsDtype::u8, {1}, &byte}});
   refused(R"({"a":"s1.safetensors","b":"s2.safetensors"})", {"s2.safetensors", "\"a\"", "places it elsewhere"});
 }
 
@@ -416,8 +432,10 @@ TEST(SafetensorsSet, PicklesAreNeverRead) {
   expect_error(ErrorCode::input, {"neither model.safetensors nor"}, [&] { SafetensorsSet s(dir.path()); });
   put_file(dir / "pytorch_model.bin", "PK");
   EXPECT_FALSE(SafetensorsSet::present(dir.path()));
-  expect_error(ErrorCode::unsupported, {"pytorch_model.bin", "convert the model to safetensors"}, [&] { SafetensorsSet s(dir.path()); });
-  expect_error(ErrorCode::unsupported, {"convert the model to safetensors"}, [&] { SafetensorsSet s(dir / "pytorch_model.bin"); });
+  expect_error(ErrorCode::unsupported, {"pytorch_model.bin", "convert the model to safetensors"},
+               [&] { SafetensorsSet s(dir.path()); });
+  expect_error(ErrorCode::unsupported, {"convert the model to safetensors"},
+               [&] { SafetensorsSet s(dir / "pytorch_model.bin"); });
   put_file(dir / "model.safetensors", with_length("{}", ""));
   EXPECT_TRUE(SafetensorsSet::present(dir.path()));
   EXPECT_TRUE(SafetensorsSet::present(dir / "model.safetensors"));
@@ -433,7 +451,8 @@ TEST(SafetensorsSet, ShardedModelEqualsWholeModel) {
   ASSERT_EQ(a.names(), b.names());
   for (const std::string& name : a.names())
     EXPECT_EQ(std::memcmp(a.data(name), b.data(name), a.find(name)->bytes), 0) << name;
-  expect_error(ErrorCode::unsupported, {"pytorch_model.bin"}, [&] { SafetensorsSet s(shared("oracle/hf/llama_gqa_untied_ptbin")); });
+  expect_error(ErrorCode::unsupported, {"pytorch_model.bin"},
+               [&] { SafetensorsSet s(shared("oracle/hf/llama_gqa_untied_ptbin")); });
 }
 
 // Whatever happens to a file, only Error may come out, and what is accepted is sane: every byte of every tensor can
