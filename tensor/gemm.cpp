@@ -16,6 +16,7 @@ constexpr int64_t kGemvRows = 4;          // up to here a product of weights is 
 constexpr int64_t kMinChunks = 12;        // enough for a dozen threads; more would pack more often
 constexpr int64_t kMinRowBlock = 192;     // rows below which packing would show
 constexpr int64_t kBlockFloats = 96 * 1024;  // of A, per sub-block: shares a cache of 1 MiB with the panels
+constexpr int64_t kPackedRows = 48;  // columns of dy that are packed at once: whole register tiles, whole vectors
 constexpr int64_t kAlign = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -25,23 +26,28 @@ struct Plan {
   int64_t column_block, column_blocks;
   int64_t row_block, row_blocks;
   int64_t slice;     // of the depth, a multiple of 16
-  int64_t sub_rows;  // rows of A per sweep, a multiple of 48
+  int64_t sub_rows;  // rows of A per sweep
   int64_t panel_floats, a_floats;  // per thread
 };
 
 Plan make_plan(const KernelTable& k, int64_t m, int64_t n, int64_t depth, bool pack_a) {
   Plan p{};
-  const int64_t nr = k.gemm_nr, nc = std::max(nr, k.gemm_nc / nr * nr);
-  p.column_block = std::clamp(round_up(ceil_div(n, kMinChunks), nr), nr, nc);
+  // Packing A again for every block of columns asks for wide blocks. Its register tiles touch a line per step of the
+  // depth, so shorter slices keep them in the first-level cache.
+  const int64_t blocks = pack_a ? 3 : kMinChunks;
+  const int64_t nr = k.gemm_nr, nc = std::max(nr, (pack_a ? 2 : 1) * k.gemm_nc / nr * nr);
+  p.column_block = std::clamp(round_up(ceil_div(n, blocks), nr), nr, nc);
   p.column_blocks = ceil_div(n, p.column_block);
   const int64_t wanted = ceil_div(kMinChunks, std::max<int64_t>(p.column_blocks, 1));
-  p.row_block = round_up(ceil_div(m, std::clamp<int64_t>(wanted, 1, std::max<int64_t>(m / kMinRowBlock, 1))), 48);
+  p.row_block =
+      round_up(ceil_div(m, std::clamp<int64_t>(wanted, 1, std::max<int64_t>(m / kMinRowBlock, 1))), kPackedRows);
   p.row_blocks = ceil_div(m, p.row_block);
-  const int64_t slices = std::max<int64_t>(1, ceil_div(depth, k.gemm_kc));
+  const int64_t slices = std::max<int64_t>(1, ceil_div(depth, pack_a ? k.gemm_kc / 4 : k.gemm_kc));
   p.slice = std::max<int64_t>(16, round_up(ceil_div(depth, slices), 16));
-  p.sub_rows = std::clamp<int64_t>(kBlockFloats / p.slice / 48 * 48, 48, std::max<int64_t>(p.row_block, 48));
+  p.sub_rows = pack_a ? kPackedRows
+                      : std::clamp(kBlockFloats / p.slice / kPackedRows * kPackedRows, kPackedRows, p.row_block);
   p.panel_floats = p.column_block * p.slice;
-  p.a_floats = pack_a ? p.sub_rows * p.slice : 0;
+  p.a_floats = pack_a ? kPackedRows * p.slice : 0;
   return p;
 }
 
@@ -66,15 +72,22 @@ struct Product {
   bool accumulate;
 };
 
-void pack_b(const Product& p, const Plan& plan, int64_t nr, int64_t column0, int64_t columns, int64_t depth0, int64_t depth,
-            float* out) {
+void pack_b_columns(const Product& p, const Plan& plan, int64_t nr, int64_t column0, int64_t columns, int64_t depth0,
+                    int64_t depth, float* out) {
   for (int64_t j = 0; j < columns; j += nr, out += nr * plan.slice) {
     const int64_t width = std::min(nr, columns - j);
-    if (p.transposed) {
-      p.panel({p.b, column0 + j, width, depth0, depth, nr, out});
-    } else {
-      p.panel({p.b, depth0, depth, column0 + j, width, nr, out});
-    }
+    p.panel({p.b, column0 + j, width, depth0, depth, nr, out});
+  }
+}
+
+// Rows of B are longer than a panel is wide: some rows at a time through all panels keeps their pages at hand.
+void pack_b_rows(const Product& p, const Plan& plan, int64_t nr, int64_t column0, int64_t columns, int64_t depth0,
+                 int64_t depth, float* out) {
+  constexpr int64_t kRows = 32;
+  for (int64_t i = 0; i < depth; i += kRows) {
+    const int64_t rows = std::min(kRows, depth - i);
+    for (int64_t j = 0; j < columns; j += nr)
+      p.panel({p.b, depth0 + i, rows, column0 + j, std::min(nr, columns - j), nr, out + j * plan.slice + i * nr});
   }
 }
 
@@ -95,7 +108,7 @@ void run(const GemmExec& exec, const Product& p, bool pack_a) {
     int64_t depth0 = 0;
     do {  // once for depth 0, which clears or keeps C
       const int64_t depth = std::min(plan.slice, p.depth - depth0);
-      pack_b(p, plan, nr, column0, columns, depth0, depth, panels);
+      (p.transposed ? pack_b_columns : pack_b_rows)(p, plan, nr, column0, columns, depth0, depth, panels);
       for (int64_t i = 0; i < rows; i += plan.sub_rows) {
         const int64_t sub = std::min(plan.sub_rows, rows - i);
         GemmTileArgs t{};
@@ -107,10 +120,10 @@ void run(const GemmExec& exec, const Product& p, bool pack_a) {
           source.rows = p.depth;
           source.cols = p.m;
           source.ld = p.a_col;
-          k.panel_n_f32({source, depth0, depth, row0 + i, sub, plan.sub_rows, packed_a});
+          k.panel_n_f32({source, depth0, depth, row0 + i, sub, kPackedRows, packed_a});
           t.a = packed_a;
           t.a_row = 1;
-          t.a_col = plan.sub_rows;
+          t.a_col = kPackedRows;
         } else {
           t.a = p.a + (row0 + i) * p.a_row + depth0 * p.a_col;
           t.a_row = p.a_row;
@@ -201,7 +214,7 @@ void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
   });
   const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : k.gemm_q4_i8;
   const int64_t block = std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
-  const int64_t sub = std::max<int64_t>(48, kCodesPerBlock / padded / 48 * 48);
+  const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
     const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
     for (int64_t i = 0; i < m; i += sub) {
