@@ -1,0 +1,1029 @@
+// Problems of the elementwise, conversion, row and attention signatures. Slots whose every output is one stated sequence
+// of roundings must agree bit for bit (tolerance 0). The others get a tolerance from the error of the approximations
+// stated in kernels/simd/math.h and from gamma_n = n 2^-24 per chain of n roundings, evaluated in double on the inputs.
+#pragma once
+
+#include "tests/kernels/problems_gemm.h"
+
+namespace thimble::testing {
+
+constexpr double kRound = 0x1p-24;  // largest relative error of one rounding to f32
+constexpr double kTiny = 2e-36;     // below this, results pass through subnormals or a bounded exponent
+
+inline Guarded<float> normal_buffer(int64_t n, int64_t misalign, Random& random, float spread = 1.0f) {
+  Guarded<float> b(n, misalign);
+  for (int64_t i = 0; i < n; ++i) b[i] = random.normal() * spread;
+  return b;
+}
+
+template <class T>
+std::vector<T> copy_of(const Guarded<T>& b) {
+  return std::vector<T>(b.data(), b.data() + b.size());
+}
+
+template <class T>
+void restore(Guarded<T>& b, const std::vector<T>& from) {
+  std::copy(from.begin(), from.end(), b.data());
+}
+
+inline std::vector<Shape> length_shapes() {
+  std::vector<Shape> shapes;
+  for (int64_t n : {0, 1, 7, 8, 15, 16, 17, 31, 33, 64, 100, 1000}) shapes.push_back(make_shape({{"n", n}}));
+  return shapes;
+}
+
+// What an activation is worth in double, and how far an evaluation in f32 may be off: `f` and `df` for its value and
+// derivative at x, when exp is good to 1 ulp and its argument carries a rounding per unit of size.
+struct ActivationError {
+  double f, df;
+};
+
+inline ActivationError activation_error(const std::string& name, double x) {
+  if (name.find("relu") == 0) return {0, 0};
+  if (name.find("gelu_erf") == 0) {
+    const double cdf = 0.5 * std::erfc(-x * std::sqrt(0.5)), density = std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
+    const double ulps = (6 + x * x) * 2 * kRound;
+    return {ulps * std::abs(x) * cdf + kTiny, ulps * (cdf + std::abs(x) * density) + kTiny};
+  }
+  const bool tanh_form = name.find("gelu_tanh") == 0;
+  const double z = tanh_form ? 2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x) : x;
+  const double dz = tanh_form ? 2 * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x) : 1;
+  const double s = 1 / (1 + std::exp(-z)), rest = 1 / (1 + std::exp(z));
+  const double ulps = (8 + (tanh_form ? 2 * std::abs(z) : 0.0)) * 2 * kRound;
+  return {ulps * std::abs(x) * s + kTiny, ulps * s * (1 + std::abs(x) * dz * rest) + kTiny};
+}
+
+template <>
+struct Problem<UnaryFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : name_(slot.name) {
+    Random random(seed);
+    x_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
+    y_ = Guarded<float>(s.dims[0], misalign);
+  }
+  void run(UnaryFn fn) { fn({x_.size(), x_.data(), y_.data()}); }
+  std::vector<Output> outputs() const {
+    std::vector<double> tolerance;
+    for (int64_t i = 0; i < x_.size(); ++i) tolerance.push_back(activation_error(name_, x_[i]).f);
+    return {whole_buffer("y", y_, tolerance)};
+  }
+  bool guards_intact() const { return x_.intact() && y_.intact(); }
+  double flops() const { return static_cast<double>(x_.size()); }
+  double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+
+ private:
+  std::string name_;
+  Guarded<float> x_, y_;
+};
+
+template <>
+struct Problem<UnaryBwdFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (const Shape& s : length_shapes()) {
+      for (int64_t accumulate : {0, 1}) shapes.push_back(make_shape({{"n", s.dims[0]}, {"accumulate", accumulate}}));
+    }
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}, {"accumulate", 0}}), make_shape({{"n", 1 << 22}, {"accumulate", 0}})};
+  }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : name_(slot.name), accumulate_(static_cast<int32_t>(s.dims[1])) {
+    Random random(seed);
+    x_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
+    dy_ = normal_buffer(s.dims[0], misalign, random);
+    dx_ = normal_buffer(s.dims[0], misalign, random);
+    dx0_ = copy_of(dx_);
+  }
+  void run(UnaryBwdFn fn) {
+    restore(dx_, dx0_);
+    fn({x_.size(), x_.data(), dy_.data(), dx_.data(), accumulate_});
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> tolerance;
+    for (int64_t i = 0; i < x_.size(); ++i) {
+      const double step = accumulate_ ? 2 * kRound * (std::abs(dx_[i]) + 2 * std::abs(dy_[i])) : 2 * kRound * std::abs(dx_[i]);
+      tolerance.push_back(activation_error(name_, x_[i]).df * std::abs(dy_[i]) + step + kTiny);
+    }
+    return {whole_buffer("dx", dx_, tolerance)};
+  }
+  bool guards_intact() const { return x_.intact() && dy_.intact() && dx_.intact(); }
+  double flops() const { return static_cast<double>(x_.size()); }
+  double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
+
+ private:
+  std::string name_;
+  int32_t accumulate_;
+  Guarded<float> x_, dy_, dx_;
+  std::vector<float> dx0_;
+};
+
+template <>
+struct Problem<GatedFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : name_(slot.name) {
+    Random random(seed);
+    gate_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
+    up_ = normal_buffer(s.dims[0], misalign, random);
+    y_ = Guarded<float>(s.dims[0], misalign);
+  }
+  void run(GatedFn fn) { fn({gate_.size(), gate_.data(), up_.data(), y_.data()}); }
+  std::vector<Output> outputs() const {
+    std::vector<double> tolerance;
+    for (int64_t i = 0; i < gate_.size(); ++i) {
+      tolerance.push_back(activation_error(name_, gate_[i]).f * std::abs(up_[i]) + 2 * kRound * std::abs(y_[i]) + kTiny);
+    }
+    return {whole_buffer("y", y_, tolerance)};
+  }
+  bool guards_intact() const { return gate_.intact() && up_.intact() && y_.intact(); }
+  double flops() const { return 2.0 * static_cast<double>(gate_.size()); }
+  double bytes() const { return 12.0 * static_cast<double>(gate_.size()); }
+
+ private:
+  std::string name_;
+  Guarded<float> gate_, up_, y_;
+};
+
+template <>
+struct Problem<GatedBwdFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : name_(slot.name) {
+    Random random(seed);
+    gate_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
+    up_ = normal_buffer(s.dims[0], misalign, random);
+    dy_ = normal_buffer(s.dims[0], misalign, random);
+    d_gate_ = Guarded<float>(s.dims[0], misalign);
+    d_up_ = Guarded<float>(s.dims[0], misalign);
+  }
+  void run(GatedBwdFn fn) {
+    fn({gate_.size(), gate_.data(), up_.data(), dy_.data(), d_gate_.data(), d_up_.data()});
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> gate, up;
+    for (int64_t i = 0; i < gate_.size(); ++i) {
+      const ActivationError e = activation_error(name_, gate_[i]);
+      gate.push_back((e.df * std::abs(up_[i]) + kTiny) * std::abs(dy_[i]) + 4 * kRound * std::abs(d_gate_[i]) + kTiny);
+      up.push_back(e.f * std::abs(dy_[i]) + 2 * kRound * std::abs(d_up_[i]) + kTiny);
+    }
+    return {whole_buffer("d_gate", d_gate_, gate), whole_buffer("d_up", d_up_, up)};
+  }
+  bool guards_intact() const {
+    return gate_.intact() && up_.intact() && dy_.intact() && d_gate_.intact() && d_up_.intact();
+  }
+  double flops() const { return 4.0 * static_cast<double>(gate_.size()); }
+  double bytes() const { return 20.0 * static_cast<double>(gate_.size()); }
+
+ private:
+  std::string name_;
+  Guarded<float> gate_, up_, dy_, d_gate_, d_up_;
+};
+
+template <>
+struct Problem<BinaryFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    a_ = normal_buffer(s.dims[0], misalign, random);
+    b_ = normal_buffer(s.dims[0], misalign, random);
+    y_ = Guarded<float>(s.dims[0], misalign);
+  }
+  void run(BinaryFn fn) { fn({a_.size(), a_.data(), b_.data(), y_.data()}); }
+  std::vector<Output> outputs() const { return {whole_buffer("y", y_)}; }
+  bool guards_intact() const { return a_.intact() && b_.intact() && y_.intact(); }
+  double flops() const { return static_cast<double>(a_.size()); }
+  double bytes() const { return 12.0 * static_cast<double>(a_.size()); }
+
+ private:
+  Guarded<float> a_, b_, y_;
+};
+
+template <>
+struct Problem<AxpyFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    x_ = normal_buffer(s.dims[0], misalign, random);
+    y_ = normal_buffer(s.dims[0], misalign, random);
+    y0_ = copy_of(y_);
+  }
+  void run(AxpyFn fn) {
+    restore(y_, y0_);
+    fn({x_.size(), 0.7f, x_.data(), y_.data()});
+  }
+  std::vector<Output> outputs() const { return {whole_buffer("y", y_)}; }
+  bool guards_intact() const { return x_.intact() && y_.intact(); }
+  double flops() const { return 2.0 * static_cast<double>(x_.size()); }
+  double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
+
+ private:
+  Guarded<float> x_, y_;
+  std::vector<float> y0_;
+};
+
+template <>
+struct Problem<ScaleFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    x_ = normal_buffer(s.dims[0], misalign, random);
+    y_ = Guarded<float>(s.dims[0], misalign);
+  }
+  void run(ScaleFn fn) { fn({x_.size(), -0.3f, x_.data(), y_.data()}); }
+  std::vector<Output> outputs() const { return {whole_buffer("y", y_)}; }
+  bool guards_intact() const { return x_.intact() && y_.intact(); }
+  double flops() const { return static_cast<double>(x_.size()); }
+  double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+
+ private:
+  Guarded<float> x_, y_;
+};
+
+inline std::vector<Shape> matrix_shapes() {
+  std::vector<Shape> shapes;
+  const int64_t sizes[][2] = {{0, 5}, {3, 0}, {1, 1}, {2, 15}, {3, 16}, {5, 17}, {4, 33}, {7, 64}, {9, 67}, {3, 130}, {2, 1000}};
+  for (const auto& s : sizes) shapes.push_back(make_shape({{"rows", s[0]}, {"cols", s[1]}}));
+  return shapes;
+}
+inline std::vector<Shape> matrix_bench_shapes() {
+  return {make_shape({{"rows", 64}, {"cols", 2048}}), make_shape({{"rows", 4096}, {"cols", 1024}})};
+}
+
+template <>
+struct Problem<BiasFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return matrix_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return matrix_bench_shapes(); }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
+      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3) {
+    Random random(seed);
+    x_ = normal_buffer(rows_ * ld_, misalign, random);
+    bias_ = normal_buffer(cols_, misalign, random);
+    x0_ = copy_of(x_);
+  }
+  void run(BiasFn fn) {
+    restore(x_, x0_);
+    fn({rows_, cols_, x_.data(), ld_, bias_.data()});
+  }
+  std::vector<Output> outputs() const { return {whole_buffer("x", x_)}; }
+  bool guards_intact() const { return x_.intact() && bias_.intact(); }
+  double flops() const { return static_cast<double>(rows_ * cols_); }
+  double bytes() const { return 8.0 * static_cast<double>(rows_ * cols_); }
+
+ private:
+  int64_t rows_, cols_, ld_;
+  Guarded<float> x_, bias_;
+  std::vector<float> x0_;
+};
+
+template <>
+struct Problem<ColSumFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (const Shape& s : matrix_shapes()) {
+      for (int64_t accumulate : {0, 1}) {
+        shapes.push_back(make_shape({{"rows", s.dims[0]}, {"cols", s.dims[1]}, {"accumulate", accumulate}}));
+      }
+    }
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"rows", 64}, {"cols", 2048}, {"accumulate", 1}}),
+            make_shape({{"rows", 4096}, {"cols", 1024}, {"accumulate", 1}})};
+  }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
+      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3), accumulate_(static_cast<int32_t>(s.dims[2])) {
+    Random random(seed);
+    x_ = normal_buffer(rows_ * ld_, misalign, random);
+    out_ = normal_buffer(cols_, misalign, random);
+    out0_ = copy_of(out_);
+  }
+  void run(ColSumFn fn) {
+    restore(out_, out0_);
+    fn({rows_, cols_, x_.data(), ld_, out_.data(), accumulate_});
+  }
+  std::vector<Output> outputs() const { return {whole_buffer("out", out_)}; }
+  bool guards_intact() const { return x_.intact() && out_.intact(); }
+  double flops() const { return static_cast<double>(rows_ * cols_); }
+  double bytes() const { return 4.0 * static_cast<double>(rows_ * cols_); }
+
+ private:
+  int64_t rows_, cols_, ld_;
+  int32_t accumulate_;
+  Guarded<float> x_, out_;
+  std::vector<float> out0_;
+};
+
+template <>
+struct Problem<SumSquaresFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    x_ = normal_buffer(s.dims[0], misalign, random);
+    out_ = Guarded<double>(1);
+  }
+  void run(SumSquaresFn fn) {
+    out_[0] = -1;
+    fn({x_.size(), x_.data(), out_.data()});
+  }
+  std::vector<Output> outputs() const { return {whole_buffer("out", out_)}; }
+  bool guards_intact() const { return x_.intact() && out_.intact(); }
+  double flops() const { return 2.0 * static_cast<double>(x_.size()); }
+  double bytes() const { return 4.0 * static_cast<double>(x_.size()); }
+
+ private:
+  Guarded<float> x_;
+  Guarded<double> out_;
+};
+
+template <>
+struct Problem<ConvertFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : narrow_(std::string(slot.name).find("f32_to") == 0) {
+    Random random(seed);
+    const int64_t n = s.dims[0];
+    wide_ = Guarded<float>(n, misalign);
+    half_ = Guarded<uint16_t>(n, misalign);
+    for (int64_t i = 0; i < n; ++i) {
+      wide_[i] = std::ldexp(random.normal(), static_cast<int>(random.below(60)) - 30);
+      half_[i] = static_cast<uint16_t>(random.next() & 0xBBFF);  // any sign, finite as f16 and as bf16
+    }
+  }
+  void run(ConvertFn fn) {
+    if (narrow_) {
+      fn({wide_.size(), wide_.data(), half_.data()});
+    } else {
+      fn({wide_.size(), half_.data(), wide_.data()});
+    }
+  }
+  std::vector<Output> outputs() const {
+    return {narrow_ ? whole_buffer("halves", half_) : whole_buffer("floats", wide_)};
+  }
+  bool guards_intact() const { return wide_.intact() && half_.intact(); }
+  double flops() const { return static_cast<double>(wide_.size()); }
+  double bytes() const { return 6.0 * static_cast<double>(wide_.size()); }
+
+ private:
+  bool narrow_;
+  Guarded<float> wide_;
+  Guarded<uint16_t> half_;
+};
+
+template <>
+struct Problem<NormFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (const Shape& s : matrix_shapes()) {
+      if (s.dims[1] == 0) continue;
+      for (int64_t parameters : {0, 1}) {
+        shapes.push_back(make_shape({{"rows", s.dims[0]}, {"cols", s.dims[1]}, {"parameters", parameters}}));
+      }
+    }
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"rows", 64}, {"cols", 2048}, {"parameters", 1}}),
+            make_shape({{"rows", 4096}, {"cols", 1024}, {"parameters", 1}})};
+  }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : layer_(std::string(slot.name) == "layer_norm"), parameters_(s.dims[2] != 0), rows_(s.dims[0]), cols_(s.dims[1]) {
+    Random random(seed);
+    x_ = normal_buffer(rows_ * cols_, misalign, random, 3.0f);
+    for (int64_t i = 0; i < x_.size(); ++i) x_[i] += 0.5f;
+    w_ = normal_buffer(cols_, misalign, random);
+    b_ = normal_buffer(cols_, misalign, random);
+    y_ = Guarded<float>(rows_ * cols_, misalign);
+    mean_ = Guarded<float>(rows_, misalign);
+    rstd_ = Guarded<float>(rows_, misalign);
+  }
+  void run(NormFn fn) {
+    fn({rows_, cols_, x_.data(), parameters_ ? w_.data() : nullptr, parameters_ ? b_.data() : nullptr, y_.data(),
+        layer_ ? mean_.data() : nullptr, rstd_.data(), kEps, kOffset});
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> y, mean;
+    for (int64_t r = 0; r < rows_; ++r) {
+      double size = 0;
+      for (int64_t c = 0; c < cols_; ++c) size += std::abs(x_[r * cols_ + c]) / static_cast<double>(cols_);
+      mean.push_back(2 * kRound * size);
+      for (int64_t c = 0; c < cols_; ++c) {
+        const double f = !parameters_ ? 1 : std::abs(w_[c]) + (layer_ ? 0 : std::abs(kOffset));
+        const double span = (std::abs(x_[r * cols_ + c]) + (layer_ ? size : 0)) * rstd_[r] * f;
+        y.push_back(kRound * (8 * span + (layer_ && parameters_ ? 2 * std::abs(b_[c]) : 0)));
+      }
+    }
+    std::vector<double> rstd;
+    for (int64_t r = 0; r < rows_; ++r) rstd.push_back(3 * kRound * rstd_[r]);
+    return {whole_buffer("y", y_, y), whole_buffer("mean", mean_, mean), whole_buffer("rstd", rstd_, rstd)};
+  }
+  bool guards_intact() const {
+    return x_.intact() && w_.intact() && b_.intact() && y_.intact() && mean_.intact() && rstd_.intact();
+  }
+  double flops() const { return 4.0 * static_cast<double>(x_.size()); }
+  double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+
+ private:
+  static constexpr float kEps = 1e-5f, kOffset = 1.0f;
+  bool layer_, parameters_;
+  int64_t rows_, cols_;
+  Guarded<float> x_, w_, b_, y_, mean_, rstd_;
+};
+
+template <>
+struct Problem<NormBwdFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (const Shape& s : matrix_shapes()) {
+      if (s.dims[1] == 0) continue;
+      for (int64_t accumulate : {0, 1}) {
+        shapes.push_back(make_shape({{"rows", s.dims[0]}, {"cols", s.dims[1]}, {"accumulate", accumulate}, {"dw", 1}, {"dx", 1}}));
+      }
+    }
+    shapes.push_back(make_shape({{"rows", 3}, {"cols", 37}, {"accumulate", 0}, {"dw", 0}, {"dx", 1}}));
+    shapes.push_back(make_shape({{"rows", 3}, {"cols", 37}, {"accumulate", 0}, {"dw", 1}, {"dx", 0}}));
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"rows", 64}, {"cols", 2048}, {"accumulate", 0}, {"dw", 1}, {"dx", 1}}),
+            make_shape({{"rows", 4096}, {"cols", 1024}, {"accumulate", 0}, {"dw", 1}, {"dx", 1}})};
+  }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : layer_(std::string(slot.name) == "layer_norm_bwd"), rows_(s.dims[0]), cols_(s.dims[1]),
+        accumulate_(static_cast<int32_t>(s.dims[2])), with_dw_(s.dims[3] != 0), with_dx_(s.dims[4] != 0) {
+    Random random(seed);
+    x_ = normal_buffer(rows_ * cols_, misalign, random, 3.0f);
+    w_ = normal_buffer(cols_, misalign, random);
+    dy_ = normal_buffer(rows_ * cols_, misalign, random);
+    mean_ = normal_buffer(rows_, misalign, random);
+    rstd_ = Guarded<float>(rows_, misalign);
+    for (int64_t r = 0; r < rows_; ++r) rstd_[r] = 0.2f + random.uniform();
+    dx_ = normal_buffer(rows_ * cols_, misalign, random);
+    dw_ = normal_buffer(cols_, misalign, random);
+    db_ = normal_buffer(cols_, misalign, random);
+    dx0_ = copy_of(dx_);
+    dw0_ = copy_of(dw_);
+    db0_ = copy_of(db_);
+  }
+  void run(NormBwdFn fn) {
+    restore(dx_, dx0_);
+    restore(dw_, dw0_);
+    restore(db_, db0_);
+    fn({rows_, cols_, x_.data(), w_.data(), dy_.data(), layer_ ? mean_.data() : nullptr, rstd_.data(),
+        with_dx_ ? dx_.data() : nullptr, with_dw_ ? dw_.data() : nullptr, with_dw_ && layer_ ? db_.data() : nullptr, kOffset,
+        accumulate_});
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> dx, dw(static_cast<size_t>(cols_)), db(static_cast<size_t>(cols_));
+    const double chain = 2 * static_cast<double>(rows_ + 2) * kRound;
+    for (int64_t c = 0; c < cols_; ++c) {
+      dw[static_cast<size_t>(c)] = chain * std::abs(dw0_[static_cast<size_t>(c)]);
+      db[static_cast<size_t>(c)] = chain * std::abs(db0_[static_cast<size_t>(c)]);
+    }
+    for (int64_t r = 0; r < rows_; ++r) {
+      const double mean = layer_ ? std::abs(mean_[r]) : 0.0, rstd = rstd_[r];
+      double g_mean = 0, gn_mean = 0;
+      const auto size_n = [&](int64_t c) { return (std::abs(x_[r * cols_ + c]) + mean) * rstd; };
+      const auto size_g = [&](int64_t c) {
+        return std::abs(dy_[r * cols_ + c]) * (std::abs(w_[c]) + (layer_ ? 0.0 : std::abs(kOffset)));
+      };
+      for (int64_t c = 0; c < cols_; ++c) {
+        g_mean += size_g(c) / static_cast<double>(cols_);
+        gn_mean += size_g(c) * size_n(c) / static_cast<double>(cols_);
+        const double dy = std::abs(dy_[r * cols_ + c]);
+        dw[static_cast<size_t>(c)] += (chain + 4 * kRound) * dy * size_n(c);
+        db[static_cast<size_t>(c)] += chain * dy;
+      }
+      // Each factor carries at most three roundings, and each product or difference adds one.
+      for (int64_t c = 0; c < cols_; ++c) {
+        const double size = rstd * (size_g(c) + size_n(c) * gn_mean + (layer_ ? g_mean : 0.0));
+        dx.push_back(kRound * (12 * size + (accumulate_ ? 2 * std::abs(dx0_[static_cast<size_t>(r * cols_ + c)]) : 0.0)));
+      }
+    }
+    return {whole_buffer("dx", dx_, dx), whole_buffer("dw", dw_, dw), whole_buffer("db", db_, db)};
+  }
+  bool guards_intact() const {
+    return x_.intact() && w_.intact() && dy_.intact() && mean_.intact() && rstd_.intact() && dx_.intact() && dw_.intact() &&
+           db_.intact();
+  }
+  double flops() const { return 10.0 * static_cast<double>(x_.size()); }
+  double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
+
+ private:
+  static constexpr float kOffset = 1.0f;
+  bool layer_;
+  int64_t rows_, cols_;
+  int32_t accumulate_;
+  bool with_dw_, with_dx_;
+  Guarded<float> x_, w_, dy_, mean_, rstd_, dx_, dw_, db_;
+  std::vector<float> dx0_, dw0_, db0_;
+};
+
+// Per row of logits: the probabilities in double, and the relative error that exp(t - max) may have when t and max are
+// rounded to f32 and exp is good to 1 ulp.
+struct SoftmaxTruth {
+  std::vector<double> p, error;
+  double mean_error = 0;
+  SoftmaxTruth(const float* x, int64_t n, double scale) {
+    double max = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (int64_t i = 0; i < n; ++i) max = std::max(max, scale * x[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      p.push_back(std::exp(scale * x[i] - max));
+      error.push_back(kRound * (2 * (max - scale * x[i]) + 2 * std::abs(max) + 4));
+      sum += p.back();
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      p[static_cast<size_t>(i)] /= sum;
+      mean_error += p[static_cast<size_t>(i)] * error[static_cast<size_t>(i)];
+    }
+  }
+};
+
+template <>
+struct Problem<SoftmaxFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return matrix_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return matrix_bench_shapes(); }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) : rows_(s.dims[0]), cols_(s.dims[1]) {
+    Random random(seed);
+    x_ = normal_buffer(rows_ * cols_, misalign, random, 10.0f);
+    y_ = Guarded<float>(rows_ * cols_, misalign);
+  }
+  void run(SoftmaxFn fn) { fn({rows_, cols_, x_.data(), y_.data(), kScale}); }
+  std::vector<Output> outputs() const {
+    std::vector<double> tolerance;
+    for (int64_t r = 0; r < rows_; ++r) {
+      const SoftmaxTruth truth(x_.data() + r * cols_, cols_, kScale);
+      for (size_t c = 0; c < truth.p.size(); ++c) {
+        tolerance.push_back(truth.p[c] * (truth.error[c] + truth.mean_error + 4 * kRound) + kTiny);
+      }
+    }
+    return {whole_buffer("y", y_, tolerance)};
+  }
+  bool guards_intact() const { return x_.intact() && y_.intact(); }
+  double flops() const { return 4.0 * static_cast<double>(x_.size()); }
+  double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+
+ private:
+  static constexpr float kScale = 0.6f;
+  int64_t rows_, cols_;
+  Guarded<float> x_, y_;
+};
+
+template <>
+struct Problem<CrossEntropyFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (const Shape& s : matrix_shapes()) {
+      if (s.dims[1] == 0) continue;
+      for (int64_t gradient : {0, 1}) {
+        shapes.push_back(make_shape({{"rows", s.dims[0]}, {"cols", s.dims[1]}, {"gradient", gradient}}));
+      }
+    }
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"rows", 8}, {"cols", 4096}, {"gradient", 1}}), make_shape({{"rows", 64}, {"cols", 32000}, {"gradient", 1}})};
+  }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
+      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3), gradient_(s.dims[2] != 0) {
+    Random random(seed);
+    x_ = normal_buffer(rows_ * ld_, misalign, random, 5.0f);
+    dx_ = Guarded<float>(rows_ * ld_, misalign);
+    labels_ = Guarded<int32_t>(rows_, misalign);
+    for (int64_t r = 0; r < rows_; ++r) labels_[r] = r % 3 == 1 ? -1 : static_cast<int32_t>(random.below(cols_));
+    loss_ = Guarded<double>(rows_);
+    lse_ = Guarded<float>(rows_, misalign);
+  }
+  void run(CrossEntropyFn fn) {
+    fn({rows_, cols_, x_.data(), ld_, labels_.data(), gradient_ ? dx_.data() : nullptr, kScale, loss_.data(), lse_.data()});
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> dx(static_cast<size_t>(dx_.size())), loss, lse;
+    for (int64_t r = 0; r < rows_; ++r) {
+      const SoftmaxTruth truth(x_.data() + r * ld_, cols_, 1);
+      for (int64_t c = 0; c < cols_; ++c) {
+        const auto i = static_cast<size_t>(c);
+        dx[static_cast<size_t>(r * ld_ + c)] =
+            kScale * (truth.p[i] * (truth.error[i] + truth.mean_error + 4 * kRound) + (c == labels_[r] ? kRound : 0)) + kTiny;
+      }
+      loss.push_back(truth.mean_error);
+      lse.push_back(truth.mean_error + 2 * kRound * std::abs(lse_[r]));
+    }
+    return {whole_buffer("d_logits", dx_, dx), whole_buffer("loss", loss_, loss), whole_buffer("lse", lse_, lse)};
+  }
+  bool guards_intact() const {
+    return x_.intact() && dx_.intact() && labels_.intact() && loss_.intact() && lse_.intact();
+  }
+  double flops() const { return 5.0 * static_cast<double>(rows_ * cols_); }
+  double bytes() const { return 8.0 * static_cast<double>(rows_ * cols_); }
+
+ private:
+  static constexpr float kScale = 0.125f;
+  int64_t rows_, cols_, ld_;
+  bool gradient_;
+  Guarded<float> x_, dx_;
+  Guarded<int32_t> labels_;
+  Guarded<double> loss_;
+  Guarded<float> lse_;
+};
+
+template <>
+struct Problem<RopeFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    const int64_t dims[][2] = {{2, 2}, {6, 4}, {8, 8}, {64, 64}, {80, 32}, {33, 32}, {66, 66}, {100, 50}, {128, 128}, {5, 0}};
+    for (const auto& d : dims) {
+      for (int64_t flags = 0; flags < 4; ++flags) shapes.push_back(shape(3, 2, d[0], d[1], flags & 1, flags >> 1));
+    }
+    shapes.push_back(shape(0, 2, 8, 8, 0, 0));
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {shape(256, 16, 64, 64, 0, 0), shape(256, 16, 64, 64, 1, 0)}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    const auto& d = s.dims;
+    const int64_t half = d[3] / 2;
+    ld_ = d[1] * d[2] + 3;
+    x_ = normal_buffer(d[0] * ld_, misalign, random);
+    y_ = Guarded<float>(d[0] * ld_, misalign);
+    cos_ = Guarded<float>(kPositions * half, misalign);
+    sin_ = Guarded<float>(kPositions * half, misalign);
+    positions_ = Guarded<int32_t>(d[0], misalign);
+    for (int64_t i = 0; i < cos_.size(); ++i) {
+      const double angle = static_cast<double>(random.uniform()) * 7;
+      cos_[i] = static_cast<float>(std::cos(angle));
+      sin_[i] = static_cast<float>(std::sin(angle));
+    }
+    for (int64_t i = 0; i < d[0]; ++i) positions_[i] = static_cast<int32_t>(random.below(kPositions));
+    args_ = {d[0], d[1], d[2], d[3], nullptr, ld_, nullptr, ld_, nullptr, nullptr, nullptr, static_cast<int32_t>(d[4]),
+             static_cast<int32_t>(d[5])};
+  }
+  void run(RopeFn fn) {
+    args_.x = x_.data();
+    args_.y = y_.data();
+    args_.cos_table = cos_.data();
+    args_.sin_table = sin_.data();
+    args_.positions = positions_.data();
+    fn(args_);
+  }
+  std::vector<Output> outputs() const { return {whole_buffer("y", y_)}; }
+  bool guards_intact() const {
+    return x_.intact() && y_.intact() && cos_.intact() && sin_.intact() && positions_.intact();
+  }
+  double flops() const { return 3.0 * static_cast<double>(args_.rows * args_.heads * args_.rot_dim); }
+  double bytes() const { return 8.0 * static_cast<double>(args_.rows * args_.heads * args_.head_dim); }
+
+ private:
+  static constexpr int64_t kPositions = 11;
+  static Shape shape(int64_t rows, int64_t heads, int64_t head_dim, int64_t rot_dim, int64_t interleaved, int64_t inverse) {
+    return make_shape({{"rows", rows}, {"heads", heads}, {"D", head_dim}, {"rot", rot_dim}, {"interleaved", interleaved},
+                       {"inverse", inverse}});
+  }
+  int64_t ld_ = 0;
+  RopeArgs args_{};
+  Guarded<float> x_, y_, cos_, sin_;
+  Guarded<int32_t> positions_;
+};
+
+template <>
+struct Problem<AdamwFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    const int64_t n = s.dims[0];
+    g_ = normal_buffer(n, misalign, random);
+    p_ = normal_buffer(n, misalign, random);
+    m_ = normal_buffer(n, misalign, random);
+    v_ = Guarded<float>(n, misalign);
+    for (int64_t i = 0; i < n; ++i) v_[i] = random.uniform();
+    p0_ = copy_of(p_);
+    m0_ = copy_of(m_);
+    v0_ = copy_of(v_);
+  }
+  void run(AdamwFn fn) {
+    restore(p_, p0_);
+    restore(m_, m0_);
+    restore(v_, v0_);
+    fn({g_.size(), p_.data(), g_.data(), m_.data(), v_.data(), 0.9f, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.1f, 2e-3f, 1.5f});
+  }
+  std::vector<Output> outputs() const { return {whole_buffer("p", p_), whole_buffer("m", m_), whole_buffer("v", v_)}; }
+  bool guards_intact() const { return g_.intact() && p_.intact() && m_.intact() && v_.intact(); }
+  double flops() const { return 14.0 * static_cast<double>(g_.size()); }
+  double bytes() const { return 28.0 * static_cast<double>(g_.size()); }
+
+ private:
+  Guarded<float> g_, p_, m_, v_;
+  std::vector<float> p0_, m0_, v0_;
+};
+
+// One attention case: buffers, arguments, and the double-precision probabilities that its tolerances are made of.
+struct AttentionData {
+  AttentionArgs args{};
+  Guarded<float> q, k, v, prefix_k, prefix_v, o, lse, alibi, scratch;
+
+  static Shape shape(int64_t tq, int64_t tk, int64_t group, int64_t head_dim, int64_t causal, int64_t window = 0,
+                     int64_t prefix = 0, int64_t softcap = 0, int64_t alibi = 0, int64_t one = 0) {
+    return make_shape({{"tq", tq}, {"tk", tk}, {"group", group}, {"D", head_dim}, {"causal", causal}, {"window", window},
+                       {"prefix", prefix}, {"softcap", softcap}, {"alibi", alibi}, {"one", one}});
+  }
+  static std::vector<Shape> test_shapes() {
+    std::vector<Shape> shapes;
+    for (int64_t d : {1, 6, 8, 17, 64, 80, 127, 256}) shapes.push_back(shape(7, 9, 2, d, 1));
+    for (int64_t g : {1, 3, 8}) shapes.push_back(shape(5, 300, g, 40, 1));
+    shapes.push_back(shape(1, 1, 1, 64, 1));
+    shapes.push_back(shape(1, 257, 4, 64, 1));
+    shapes.push_back(shape(70, 150, 1, 32, 0));
+    shapes.push_back(shape(140, 140, 1, 48, 1));
+    shapes.push_back(shape(66, 270, 1, 16, 1, 50));
+    shapes.push_back(shape(66, 270, 2, 16, 0, 50));
+    shapes.push_back(shape(13, 20, 2, 24, 1, 3));
+    shapes.push_back(shape(9, 9, 2, 20, 1, 0, 5));
+    shapes.push_back(shape(9, 140, 1, 20, 1, 0, 133));
+    shapes.push_back(shape(20, 150, 2, 20, 1, 0, 0, 5));
+    shapes.push_back(shape(20, 150, 2, 20, 1, 0, 3, 0, 1));
+    shapes.push_back(shape(20, 150, 2, 20, 1, 0, 0, 0, 0, 1));
+    shapes.push_back(shape(20, 150, 3, 10, 1, 40, 7, 5, 1, 1));
+    shapes.push_back(shape(3, 0, 1, 8, 0));
+    shapes.push_back(shape(3, 0, 1, 8, 1, 0, 4));
+    shapes.push_back(shape(0, 5, 1, 8, 0));
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes() {
+    return {shape(64, 512, 1, 64, 1), shape(512, 512, 1, 64, 1), shape(2048, 2048, 1, 64, 1), shape(1, 2048, 1, 64, 1),
+            shape(1, 2048, 8, 64, 1)};
+  }
+  AttentionData(const Shape& s, uint64_t seed, int64_t misalign, int64_t scratch_floats) {
+    Random random(seed);
+    const auto& d = s.dims;
+    const int64_t head_dim = d[3], group = d[2], n_prefix = d[6];
+    args.tq = d[0];
+    args.tk = d[1];
+    args.group = group;
+    args.head_dim = head_dim;
+    args.causal = static_cast<int32_t>(d[4]);
+    args.window = d[5];
+    args.n_prefix = n_prefix;
+    args.softcap = static_cast<float>(d[7]);
+    args.softmax_one = static_cast<int32_t>(d[9]);
+    args.q_pos0 = args.tk > args.tq ? args.tk - args.tq : 0;
+    args.scale = 1.5f / std::sqrt(static_cast<float>(head_dim));
+    args.q_head = head_dim + 1;
+    args.q_row = group * args.q_head + 2;
+    args.o_head = head_dim + 3;
+    args.o_row = group * args.o_head;
+    args.k_row = head_dim + 2;
+    args.v_row = head_dim + 5;
+    args.prefix_row = head_dim + 1;
+    args.lse_head = args.tq + 1;
+    q = normal_buffer(args.tq * args.q_row, misalign, random);
+    k = normal_buffer(args.tk * args.k_row, misalign, random);
+    v = normal_buffer(args.tk * args.v_row, misalign, random);
+    prefix_k = normal_buffer(n_prefix * args.prefix_row, misalign, random);
+    prefix_v = normal_buffer(n_prefix * args.prefix_row, misalign, random);
+    o = Guarded<float>(args.tq * args.o_row, misalign);
+    lse = Guarded<float>(group * args.lse_head, misalign);
+    alibi = Guarded<float>(group, misalign);
+    for (int64_t g = 0; g < group; ++g) alibi[g] = 0.05f / static_cast<float>(g + 1);
+    scratch = Guarded<float>(scratch_floats, misalign);
+    args.alibi = d[8] ? alibi.data() : nullptr;
+    bind();
+  }
+  AttentionData(AttentionData&&) = delete;
+  void bind() {
+    args.q = q.data();
+    args.k = k.data();
+    args.v = v.data();
+    args.prefix_k = args.n_prefix > 0 ? prefix_k.data() : nullptr;
+    args.prefix_v = args.n_prefix > 0 ? prefix_v.data() : nullptr;
+    args.o = o.data();
+    args.lse = lse.data();
+    args.scratch = scratch.data();
+  }
+  bool intact() const {
+    return q.intact() && k.intact() && v.intact() && prefix_k.intact() && prefix_v.intact() && o.intact() && lse.intact() &&
+           alibi.intact() && scratch.intact();
+  }
+  double visible_pairs() const {
+    double pairs = 0;
+    for (int64_t t = 0; t < args.tq; ++t) {
+      for (int64_t j = -args.n_prefix; j < args.tk; ++j) pairs += sees(t, j) ? static_cast<double>(args.group) : 0.0;
+    }
+    return pairs;
+  }
+
+  // Key j; negative: prefix key j + n_prefix.
+  bool sees(int64_t t, int64_t j) const {
+    const int64_t pos = args.q_pos0 + t;
+    return j < 0 || ((!args.causal || j <= pos) && (args.window == 0 || j > pos - args.window));
+  }
+  const float* key(int64_t j) const {
+    return j < 0 ? args.prefix_k + (j + args.n_prefix) * args.prefix_row : args.k + j * args.k_row;
+  }
+  const float* value(int64_t j) const {
+    return j < 0 ? args.prefix_v + (j + args.n_prefix) * args.prefix_row : args.v + j * args.v_row;
+  }
+  struct Pair {
+    double p, score, slope, error;  // probability; score; d score / d (scale q.k); bound on the error of the score in f32
+  };
+  // Row (t, g) over all keys from -n_prefix on; p = 0 where it does not see. lse: natural log of the normaliser.
+  std::vector<Pair> row(int64_t t, int64_t g, double* log_sum) const {
+    std::vector<Pair> pairs;
+    double max = args.softmax_one ? 0 : -std::numeric_limits<double>::infinity();
+    const float* query = args.q + t * args.q_row + g * args.q_head;
+    for (int64_t j = -args.n_prefix; j < args.tk; ++j) {
+      Pair pair{0, 0, 1, 0};
+      if (sees(t, j)) {
+        double dot = 0, size = 0;
+        for (int64_t d = 0; d < args.head_dim; ++d) {
+          dot += static_cast<double>(query[d]) * key(j)[d];
+          size += std::abs(static_cast<double>(query[d]) * key(j)[d]);
+        }
+        pair.score = dot * args.scale;
+        pair.error = static_cast<double>(args.head_dim + 2) * kRound * size * args.scale;
+        if (args.softcap != 0) {
+          const double tanh = std::tanh(pair.score / args.softcap);
+          pair.score = args.softcap * tanh;
+          pair.slope = 1 - tanh * tanh;
+          pair.error += 6 * kRound * std::abs(pair.score);
+        }
+        if (args.alibi && j >= 0) {
+          const double bias = static_cast<double>(args.alibi[g]) * static_cast<double>(j);
+          pair.score += bias;
+          pair.error += 2 * kRound * (std::abs(pair.score) + std::abs(bias));
+        }
+        pair.p = 1;
+        max = std::max(max, pair.score);
+      }
+      pairs.push_back(pair);
+    }
+    double sum = args.softmax_one ? std::exp(-max) : 0;
+    for (Pair& pair : pairs) {
+      if (pair.p != 0) sum += std::exp(pair.score - max);
+    }
+    for (Pair& pair : pairs) {
+      if (pair.p == 0) continue;
+      pair.p = std::exp(pair.score - max) / sum;
+      // Rounding of score, maximum and difference, and of exp itself.
+      pair.error += kRound * (2 * std::abs(pair.score) + 2 * std::abs(max) + 4);
+    }
+    *log_sum = max + std::log(sum);
+    return pairs;
+  }
+};
+
+template <>
+struct Problem<AttentionFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return AttentionData::test_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return AttentionData::bench_shapes(); }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
+      : data_(s, seed, misalign, attention_scratch_floats(s.dims[3])) {}
+  void run(AttentionFn fn) {
+    for (int64_t i = 0; i < data_.o.size(); ++i) data_.o[i] = 7.0f;
+    for (int64_t i = 0; i < data_.lse.size(); ++i) data_.lse[i] = 7.0f;
+    fn(data_.args);
+  }
+  std::vector<Output> outputs() const {
+    const AttentionArgs& a = data_.args;
+    std::vector<double> o(static_cast<size_t>(data_.o.size())), lse(static_cast<size_t>(data_.lse.size()));
+    for (int64_t t = 0; t < a.tq; ++t) {
+      for (int64_t g = 0; g < a.group; ++g) {
+        double log_sum = 0, error = 0, seen = 0;
+        const auto pairs = data_.row(t, g, &log_sum);
+        for (const auto& pair : pairs) {
+          error += pair.p * pair.error;
+          seen += pair.p > 0;
+        }
+        // A chain over the keys, one rescaling by exp per block of keys, one division.
+        const double blocks = static_cast<double>(a.tk + a.n_prefix) / static_cast<double>(kAttentionBlockK) + 2;
+        const double chain = (seen + 4 * blocks + 8) * kRound;
+        for (int64_t d = 0; d < a.head_dim; ++d) {
+          double bound = 0;
+          for (size_t i = 0; i < pairs.size(); ++i) {
+            const double v = std::abs(data_.value(static_cast<int64_t>(i) - a.n_prefix)[d]);
+            bound += pairs[i].p * v * (pairs[i].error + error + 2 * chain);
+          }
+          o[static_cast<size_t>(t * a.o_row + g * a.o_head + d)] = bound;
+        }
+        lse[static_cast<size_t>(g * a.lse_head + t)] = error + chain + 2 * kRound * std::abs(log_sum);
+        if (seen == 0) lse[static_cast<size_t>(g * a.lse_head + t)] = 0;
+      }
+    }
+    return {whole_buffer("o", data_.o, o), whole_buffer("lse", data_.lse, lse)};
+  }
+  bool guards_intact() const { return data_.intact(); }
+  double flops() const { return 4.0 * data_.visible_pairs() * static_cast<double>(data_.args.head_dim); }
+  double bytes() const {
+    const AttentionArgs& a = data_.args;
+    return 8.0 * static_cast<double>((a.tq * a.group + a.tk + a.n_prefix) * a.head_dim);
+  }
+
+ private:
+  AttentionData data_;
+};
+
+template <>
+struct Problem<AttentionBwdFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return AttentionData::test_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {AttentionData::shape(512, 512, 1, 64, 1), AttentionData::shape(2048, 2048, 1, 64, 1)}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
+      : data_(s, seed, misalign, attention_bwd_scratch_floats(s.dims[3])) {
+    Random random(seed + 1);
+    AttentionArgs& a = data_.args;
+    build_kernel_table(Tier::ref).attention(a);
+    d_o_ = normal_buffer(data_.o.size(), misalign, random);
+    dq_ = Guarded<float>(data_.q.size(), misalign);
+    dk_row_ = a.head_dim + 4;
+    dv_row_ = a.head_dim + 1;
+    dk_ = Guarded<float>(a.tk * dk_row_, misalign);
+    dv_ = Guarded<float>(a.tk * dv_row_, misalign);
+    dpk_ = normal_buffer(data_.prefix_k.size(), misalign, random);
+    dpv_ = normal_buffer(data_.prefix_v.size(), misalign, random);
+    dpk0_ = copy_of(dpk_);
+    dpv0_ = copy_of(dpv_);
+  }
+  void run(AttentionBwdFn fn) {
+    restore(dpk_, dpk0_);
+    restore(dpv_, dpv0_);
+    for (int64_t i = 0; i < dq_.size(); ++i) dq_[i] = 7.0f;
+    for (int64_t i = 0; i < dk_.size(); ++i) dk_[i] = 7.0f;
+    for (int64_t i = 0; i < dv_.size(); ++i) dv_[i] = 7.0f;
+    const bool prefix = data_.args.n_prefix > 0;
+    fn({data_.args, d_o_.data(), dq_.data(), dk_.data(), dv_.data(), dk_row_, dv_row_, prefix ? dpk_.data() : nullptr,
+        prefix ? dpv_.data() : nullptr});
+  }
+  std::vector<Output> outputs() const {
+    const AttentionArgs& a = data_.args;
+    std::vector<double> dq(static_cast<size_t>(dq_.size())), dk(static_cast<size_t>(dk_.size())),
+        dv(static_cast<size_t>(dv_.size())), dpk(static_cast<size_t>(dpk_.size())), dpv(static_cast<size_t>(dpv_.size()));
+    const double rows = 2 * static_cast<double>(a.tq * a.group + 4) * kRound;  // a chain over the rows, on both sides
+    for (size_t i = 0; i < dpk.size(); ++i) dpk[i] = rows * std::abs(dpk0_[i]);
+    for (size_t i = 0; i < dpv.size(); ++i) dpv[i] = rows * std::abs(dpv0_[i]);
+    for (int64_t t = 0; t < a.tq; ++t) {
+      for (int64_t g = 0; g < a.group; ++g) {
+        const float* q = a.q + t * a.q_row + g * a.q_head;
+        const float* o = a.o + t * a.o_row + g * a.o_head;
+        const float* d_o = d_o_.data() + t * a.o_row + g * a.o_head;
+        double log_sum = 0, delta = 0, delta_size = 0, seen = 0;
+        const auto pairs = data_.row(t, g, &log_sum);
+        for (const auto& pair : pairs) seen += pair.p > 0;
+        for (int64_t d = 0; d < a.head_dim; ++d) {
+          delta += static_cast<double>(d_o[d]) * o[d];
+          delta_size += std::abs(static_cast<double>(d_o[d]) * o[d]);
+        }
+        const double dot = static_cast<double>(a.head_dim + 2) * kRound;
+        const double keys = 2 * (seen + 4) * kRound;
+        for (size_t i = 0; i < pairs.size(); ++i) {
+          const auto& pair = pairs[i];
+          if (pair.p == 0) continue;
+          const int64_t j = static_cast<int64_t>(i) - a.n_prefix;
+          const float* k = data_.key(j);
+          const float* v = data_.value(j);
+          double dp = 0, dp_size = 0;
+          for (int64_t d = 0; d < a.head_dim; ++d) {
+            dp += static_cast<double>(d_o[d]) * v[d];
+            dp_size += std::abs(static_cast<double>(d_o[d]) * v[d]);
+          }
+          const double p_error = pair.p * (pair.error + kRound * (2 * std::abs(log_sum) + 4));
+          const double dr = pair.p * std::abs(dp - delta) * a.scale;
+          const double dr_error = a.scale * (p_error * std::abs(dp - delta) + pair.p * dot * (dp_size + delta_size)) +
+                                  12 * kRound * dr;
+          for (int64_t d = 0; d < a.head_dim; ++d) {
+            dq[static_cast<size_t>(t * a.q_row + g * a.q_head + d)] += std::abs(k[d]) * (dr_error + keys * dr);
+            double& to_k = j < 0 ? dpk[i * static_cast<size_t>(a.prefix_row) + static_cast<size_t>(d)]
+                                 : dk[static_cast<size_t>(j * dk_row_ + d)];
+            double& to_v = j < 0 ? dpv[i * static_cast<size_t>(a.prefix_row) + static_cast<size_t>(d)]
+                                 : dv[static_cast<size_t>(j * dv_row_ + d)];
+            to_k += std::abs(q[d]) * (dr_error + rows * dr);
+            to_v += std::abs(d_o[d]) * (p_error + rows * pair.p);
+          }
+        }
+      }
+    }
+    return {whole_buffer("dq", dq_, dq), whole_buffer("dk", dk_, dk), whole_buffer("dv", dv_, dv),
+            whole_buffer("d_prefix_k", dpk_, dpk), whole_buffer("d_prefix_v", dpv_, dpv)};
+  }
+  bool guards_intact() const {
+    return data_.intact() && d_o_.intact() && dq_.intact() && dk_.intact() && dv_.intact() && dpk_.intact() && dpv_.intact();
+  }
+  double flops() const { return 10.0 * data_.visible_pairs() * static_cast<double>(data_.args.head_dim); }
+  double bytes() const {
+    const AttentionArgs& a = data_.args;
+    return 16.0 * static_cast<double>((a.tq * a.group + a.tk + a.n_prefix) * a.head_dim);
+  }
+
+ private:
+  AttentionData data_;
+  Guarded<float> d_o_, dq_, dk_, dv_, dpk_, dpv_;
+  std::vector<float> dpk0_, dpv0_;
+  int64_t dk_row_ = 0, dv_row_ = 0;
+};
+
+}  // namespace thimble::testing
