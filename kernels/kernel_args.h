@@ -354,4 +354,24 @@ constexpr int64_t attention_bwd_scratch_floats(int64_t head_dim) {
   return 6 * kAttentionBlockK * d + kAttentionBlockQ * (4 * kAttentionBlockK + 6 * d + 8) + 256;
 }
 
+// ---- probes ----------------------------------------------------------------------------------------------------
+
+// Not used by any op: they measure what this machine can do, per tier, through the same table (doctor, bench).
+constexpr int64_t kProbeChains = 192;  // independent accumulators: 12 vectors of 16 lanes hide the latency of two pipes
+
+// probe_fma_f32: src: float a[16], b[16], start[192]; dst: float[192]:
+//   dst[j] = start[j], then n times dst[j] = fma(a[j % 16], b[j % 16], dst[j]).           2 * 192 flops per n
+// probe_int8: src: uint8 a[64] (<= 127), int8 b[64]; dst: int32[192], wrapping:
+//   dst[j] = n times += sum over i < 4 of a[4 (j % 16) + i] b[4 (j % 16) + i].            8 * 192 ops per n
+// probe_bf16: src: bf16 a[32], b[32]; dst: float[192]:
+//   dst[j] = n times += a[2 (j % 16)] b[2 (j % 16)] + a[2 (j % 16) + 1] b[2 (j % 16) + 1]. 4 * 192 flops per n
+// probe_read: src: float[n]; dst: float[1], their sum in any order.
+// probe_copy: src: float[n]; dst: float[n], with plain stores (so the written lines are read first, as in the kernels).
+struct ProbeArgs {
+  int64_t n;
+  const void* src;
+  void* dst;
+};
+using ProbeFn = void (*)(const ProbeArgs&) noexcept;
+
 }  // namespace thimble

@@ -20,6 +20,7 @@ void init(KernelTable& t) {
   init_adamw(t);
   init_attention(t);
   init_attention_bwd(t);
+  init_probe(t);
 }
 
 }  // namespace thimble::ref

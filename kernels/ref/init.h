@@ -22,5 +22,6 @@ void init_rope(KernelTable& t);
 void init_adamw(KernelTable& t);
 void init_attention(KernelTable& t);
 void init_attention_bwd(KernelTable& t);
+void init_probe(KernelTable& t);
 
 }  // namespace thimble::ref

@@ -6,8 +6,10 @@ namespace thimble::THIMBLE_ISA {
 void init(KernelTable& t) {
 #if defined(__AVX512BF16__)
   init_convert(t);
+  init_probe_bf16(t);
 #elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   init_gemm_i8(t);
+  init_probe_i8(t);
 #else
   init_panel(t);
   init_gemm_f32(t);
@@ -24,6 +26,9 @@ void init(KernelTable& t) {
   init_adamw(t);
   init_attention(t);
   init_attention_bwd(t);
+  init_probe(t);
+  init_probe_i8(t);
+  init_probe_bf16(t);
 #endif
 }
 

@@ -22,5 +22,8 @@ void init_rope(KernelTable& t);
 void init_adamw(KernelTable& t);
 void init_attention(KernelTable& t);
 void init_attention_bwd(KernelTable& t);
+void init_probe(KernelTable& t);
+void init_probe_i8(KernelTable& t);
+void init_probe_bf16(KernelTable& t);
 
 }  // namespace thimble::THIMBLE_ISA
