@@ -110,14 +110,18 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
     if (options.progress) options.progress(static_cast<int64_t>(last), static_cast<int64_t>(total));
   }
 
-  for (double x : result.nll)
-    if (!std::isnan(x)) result.nll_sum += x;
-  for (const PerplexityWindow& w : result.windows) result.scored += w.end - w.first_scored;
+  const auto each_scored = [&](auto&& fn) {
+    for (const PerplexityWindow& w : result.windows)
+      for (int64_t t = w.first_scored; t < w.end; ++t) fn(result.nll[static_cast<size_t>(t)]);
+  };
+  each_scored([&](double x) {
+    result.nll_sum += x;
+    ++result.scored;
+  });
   result.nll_mean = result.nll_sum / double(result.scored);
   if (result.scored > 1) {
     double squares = 0;
-    for (double x : result.nll)
-      if (!std::isnan(x)) squares += (x - result.nll_mean) * (x - result.nll_mean);
+    each_scored([&](double x) { squares += (x - result.nll_mean) * (x - result.nll_mean); });
     result.nll_stderr = std::sqrt(squares / double(result.scored - 1) / double(result.scored));
   }
   result.ppl = std::exp(result.nll_mean);
