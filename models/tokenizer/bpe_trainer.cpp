@@ -94,8 +94,11 @@ class Trainer {
       }
     }
     std::vector<std::pair<char32_t, int64_t>> ordered(counts.begin(), counts.end());
-    std::sort(ordered.begin(), ordered.end(),
-              [](const auto& a, const auto& b) { return a.second != b.second ? a.second > b.second : a.first < b.first; });
+    const auto before = [](const auto& a, const auto& b) {
+      if ((a.first == ' ') != (b.first == ' ')) return a.first == ' ';  // every word may need it
+      return a.second != b.second ? a.second > b.second : a.first < b.first;
+    };
+    std::sort(ordered.begin(), ordered.end(), before);
     if (static_cast<size_t>(options_.vocab_size) <= reserved_) {
       throw Error(ErrorCode::usage,
                   "vocab_size " + std::to_string(options_.vocab_size) + " leaves no room: special and byte tokens take " +

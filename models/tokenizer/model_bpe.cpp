@@ -269,8 +269,14 @@ std::string BpeModel::to_json() const {
   separator = "\n";
   std::vector<BpeMerge> ordered = merges_;
   std::stable_sort(ordered.begin(), ordered.end(), [](const BpeMerge& a, const BpeMerge& b) { return a.rank < b.rank; });
+  // "a b" is read by every version of the tokenizers library, ["a", "b"] by those since 0.20; pieces with spaces need it.
+  const bool pairs = std::any_of(ordered.begin(), ordered.end(), [&](const BpeMerge& merge) {
+    return vocabulary_.piece(merge.left).find(' ') != std::string::npos ||
+           vocabulary_.piece(merge.right).find(' ') != std::string::npos;
+  });
   for (const BpeMerge& merge : ordered) {
-    out += separator + ("      [" + quoted(vocabulary_.piece(merge.left))) + ", " + quoted(vocabulary_.piece(merge.right)) + "]";
+    const std::string &left = vocabulary_.piece(merge.left), &right = vocabulary_.piece(merge.right);
+    out += separator + ("      " + (pairs ? "[" + quoted(left) + ", " + quoted(right) + "]" : quoted(left + " " + right)));
     separator = ",\n";
   }
   return out + "\n    ]\n  }";

@@ -46,7 +46,7 @@ class Tokenizer {
   std::string kind() const;  // for display: "BPE (tokenizer.json)", "BPE (SentencePiece)", "BPE (llama2.c)", ...
 
   // Writes dir/tokenizer.json and dir/tokenizer_config.json; creates dir. What came from a tokenizer.json is written as it
-  // was (merges as pairs); other formats are written as the equivalent pipeline.
+  // was (merges in one of their two spellings); other formats are written as the equivalent pipeline.
   void save(const std::string& dir) const;
 
   struct State;
