@@ -25,8 +25,9 @@ Value gelu_erf(double x) {
 Value gelu_tanh(double x) {
   if (std::isinf(x)) return {x > 0 ? x : 0, x > 0 ? 1.0 : 0.0};
   constexpr double a = 0.79788456080286535588, b = 0.044715;
-  const double t = std::tanh(a * (x + b * x * x * x));
-  return {0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * a * (1 + 3 * b * x * x)};
+  const double u = a * (x + b * x * x * x);
+  const double p = 1 / (1 + std::exp(-2 * u)), q = 1 / (1 + std::exp(2 * u));  // (1 + tanh u) / 2 and (1 - tanh u) / 2
+  return {x * p, p + 2 * x * p * q * a * (1 + 3 * b * x * x)};
 }
 
 Value relu(double x) { return {x > 0 || std::isnan(x) ? x : 0, x > 0 ? 1.0 : 0.0}; }

@@ -11,7 +11,14 @@
 namespace thimble::THIMBLE_ISA {
 namespace {
 
-inline vf logistic(vf x) { return set1(1.0f) / (vexp(set1(0.0f) - x) + set1(1.0f)); }
+struct Logistic {
+  vf value, rest;  // 1 / (1 + exp(-x)) and 1 minus that, both with a small relative error
+};
+
+inline Logistic logistic(vf x) {
+  const vf e = vexp(set1(0.0f) - x), s = set1(1.0f) / (e + set1(1.0f));
+  return {s, vmin(set1(1e37f), e) * s};
+}
 
 // x times a factor that has gone to zero: 0 also for x = -inf.
 inline vf times(vf x, vf factor) { return select_less(x, set1(-3e38f), set1(0.0f) * factor, x * factor); }
@@ -33,12 +40,13 @@ struct GeluTanh {
     const vf x2 = x * x;
     return x * madd(x2, set1(0.0713548162726f), set1(1.59576912161f));
   }
-  static vf f(vf x) { return times(x, logistic(inner2(bound(x)))); }
+  static vf f(vf x) { return times(x, logistic(inner2(bound(x))).value); }
   static void both(vf x, vf* f, vf* df) {
-    const vf b = bound(x), s = logistic(inner2(b));
+    const vf b = bound(x);
+    const Logistic s = logistic(inner2(b));
     const vf slope = madd(b * b, set1(0.214064448818f), set1(1.59576912161f));  // d(2 u)/dx
-    *f = times(x, s);
-    *df = madd(b * slope, s * (set1(1.0f) - s), s);
+    *f = times(x, s.value);
+    *df = s.value * madd(b * slope, s.rest, set1(1.0f));
   }
 };
 
@@ -51,11 +59,12 @@ struct Relu {
 };
 
 struct Silu {
-  static vf f(vf x) { return times(x, logistic(x)); }
+  static vf f(vf x) { return times(x, logistic(x).value); }
   static void both(vf x, vf* f, vf* df) {
-    const vf s = logistic(x), bounded = vmin(set1(200.0f), vmax(set1(-200.0f), x));
-    *f = times(x, s);
-    *df = s * madd(bounded, set1(1.0f) - s, set1(1.0f));
+    const Logistic s = logistic(x);
+    const vf bounded = vmin(set1(200.0f), vmax(set1(-200.0f), x));
+    *f = times(x, s.value);
+    *df = s.value * madd(bounded, s.rest, set1(1.0f));
   }
 };
 

@@ -1,5 +1,5 @@
-// Every slot of the manifest, on every supported tier, against the reference: odd shapes, several misalignments, derived
-// tolerances, guard bytes around all buffers. And: no slot silently stays on the reference.
+// Every slot of the manifest, on every supported tier, against the reference: odd shapes, several misalignments,
+// derived tolerances, guard bytes around all buffers. And: no slot silently stays on the reference.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -56,10 +56,8 @@ void check_slot(const SlotInfo& slot, Fn KernelTable::*field) {
   }
 }
 
-#define SLOT(field, type, name, kind)                                                       \
-  TEST(Manifest, field) {                                                                   \
-    check_slot<type>(SlotInfo{SlotId::field, name, #kind}, &KernelTable::field);             \
-  }
+#define SLOT(field, type, name, kind) \
+  TEST(Manifest, field) { check_slot<type>(SlotInfo{SlotId::field, name, #kind}, &KernelTable::field); }
 #include "kernels/kernel_slots.def"
 #undef SLOT
 

@@ -1,6 +1,7 @@
-// Problems of the elementwise, conversion, row and attention signatures. Slots whose every output is one stated sequence
-// of roundings must agree bit for bit (tolerance 0). The others get a tolerance from the error of the approximations
-// stated in kernels/simd/math.h and from gamma_n = n 2^-24 per chain of n roundings, evaluated in double on the inputs.
+// Problems of the elementwise, conversion, row and attention signatures. Slots whose every output is one stated
+// sequence of roundings must agree bit for bit (tolerance 0). The others get a tolerance from the error of the
+// approximations stated in kernels/simd/math.h and from gamma_n = n 2^-24 per chain of n roundings, evaluated in double
+// on the inputs.
 #pragma once
 
 #include "tests/kernels/problems_gemm.h"
@@ -56,7 +57,9 @@ inline ActivationError activation_error(const std::string& name, double x) {
 template <>
 struct Problem<UnaryFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : name_(slot.name) {
     Random random(seed);
     x_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
@@ -104,7 +107,8 @@ struct Problem<UnaryBwdFn> {
   std::vector<Output> outputs() const {
     std::vector<double> tolerance;
     for (int64_t i = 0; i < x_.size(); ++i) {
-      const double step = accumulate_ ? 2 * kRound * (std::abs(dx_[i]) + 2 * std::abs(dy_[i])) : 2 * kRound * std::abs(dx_[i]);
+      const double step =
+          accumulate_ ? 2 * kRound * (std::abs(dx_[i]) + 2 * std::abs(dy_[i])) : 2 * kRound * std::abs(dx_[i]);
       tolerance.push_back(activation_error(name_, x_[i]).df * std::abs(dy_[i]) + step + kTiny);
     }
     return {whole_buffer("dx", dx_, tolerance)};
@@ -123,7 +127,9 @@ struct Problem<UnaryBwdFn> {
 template <>
 struct Problem<GatedFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : name_(slot.name) {
     Random random(seed);
     gate_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
@@ -134,7 +140,8 @@ struct Problem<GatedFn> {
   std::vector<Output> outputs() const {
     std::vector<double> tolerance;
     for (int64_t i = 0; i < gate_.size(); ++i) {
-      tolerance.push_back(activation_error(name_, gate_[i]).f * std::abs(up_[i]) + 2 * kRound * std::abs(y_[i]) + kTiny);
+      tolerance.push_back(activation_error(name_, gate_[i]).f * std::abs(up_[i]) + 2 * kRound * std::abs(y_[i]) +
+                          kTiny);
     }
     return {whole_buffer("y", y_, tolerance)};
   }
@@ -150,7 +157,9 @@ struct Problem<GatedFn> {
 template <>
 struct Problem<GatedBwdFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : name_(slot.name) {
     Random random(seed);
     gate_ = normal_buffer(s.dims[0], misalign, random, 4.0f);
@@ -159,9 +168,7 @@ struct Problem<GatedBwdFn> {
     d_gate_ = Guarded<float>(s.dims[0], misalign);
     d_up_ = Guarded<float>(s.dims[0], misalign);
   }
-  void run(GatedBwdFn fn) {
-    fn({gate_.size(), gate_.data(), up_.data(), dy_.data(), d_gate_.data(), d_up_.data()});
-  }
+  void run(GatedBwdFn fn) { fn({gate_.size(), gate_.data(), up_.data(), dy_.data(), d_gate_.data(), d_up_.data()}); }
   std::vector<Output> outputs() const {
     std::vector<double> gate, up;
     for (int64_t i = 0; i < gate_.size(); ++i) {
@@ -185,7 +192,9 @@ struct Problem<GatedBwdFn> {
 template <>
 struct Problem<BinaryFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     a_ = normal_buffer(s.dims[0], misalign, random);
@@ -205,7 +214,9 @@ struct Problem<BinaryFn> {
 template <>
 struct Problem<AxpyFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     x_ = normal_buffer(s.dims[0], misalign, random);
@@ -229,7 +240,9 @@ struct Problem<AxpyFn> {
 template <>
 struct Problem<ScaleFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     x_ = normal_buffer(s.dims[0], misalign, random);
@@ -247,7 +260,8 @@ struct Problem<ScaleFn> {
 
 inline std::vector<Shape> matrix_shapes() {
   std::vector<Shape> shapes;
-  const int64_t sizes[][2] = {{0, 5}, {3, 0}, {1, 1}, {2, 15}, {3, 16}, {5, 17}, {4, 33}, {7, 64}, {9, 67}, {3, 130}, {2, 1000}};
+  const int64_t sizes[][2] = {{0, 5},  {3, 0},  {1, 1},  {2, 15},  {3, 16},  {5, 17},
+                              {4, 33}, {7, 64}, {9, 67}, {3, 130}, {2, 1000}};
   for (const auto& s : sizes) shapes.push_back(make_shape({{"rows", s[0]}, {"cols", s[1]}}));
   return shapes;
 }
@@ -322,7 +336,9 @@ struct Problem<ColSumFn> {
 template <>
 struct Problem<SumSquaresFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     x_ = normal_buffer(s.dims[0], misalign, random);
@@ -345,7 +361,9 @@ struct Problem<SumSquaresFn> {
 template <>
 struct Problem<ConvertFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
       : narrow_(std::string(slot.name).find("f32_to") == 0) {
     Random random(seed);
@@ -394,7 +412,10 @@ struct Problem<NormFn> {
             make_shape({{"rows", 4096}, {"cols", 1024}, {"parameters", 1}})};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
-      : layer_(std::string(slot.name) == "layer_norm"), parameters_(s.dims[2] != 0), rows_(s.dims[0]), cols_(s.dims[1]) {
+      : layer_(std::string(slot.name) == "layer_norm"),
+        parameters_(s.dims[2] != 0),
+        rows_(s.dims[0]),
+        cols_(s.dims[1]) {
     Random random(seed);
     x_ = normal_buffer(rows_ * cols_, misalign, random, 3.0f);
     for (int64_t i = 0; i < x_.size(); ++i) x_[i] += 0.5f;
@@ -444,7 +465,8 @@ struct Problem<NormBwdFn> {
     for (const Shape& s : matrix_shapes()) {
       if (s.dims[1] == 0) continue;
       for (int64_t accumulate : {0, 1}) {
-        shapes.push_back(make_shape({{"rows", s.dims[0]}, {"cols", s.dims[1]}, {"accumulate", accumulate}, {"dw", 1}, {"dx", 1}}));
+        shapes.push_back(
+            make_shape({{"rows", s.dims[0]}, {"cols", s.dims[1]}, {"accumulate", accumulate}, {"dw", 1}, {"dx", 1}}));
       }
     }
     shapes.push_back(make_shape({{"rows", 3}, {"cols", 37}, {"accumulate", 0}, {"dw", 0}, {"dx", 1}}));
@@ -456,8 +478,12 @@ struct Problem<NormBwdFn> {
             make_shape({{"rows", 4096}, {"cols", 1024}, {"accumulate", 0}, {"dw", 1}, {"dx", 1}})};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
-      : layer_(std::string(slot.name) == "layer_norm_bwd"), rows_(s.dims[0]), cols_(s.dims[1]),
-        accumulate_(static_cast<int32_t>(s.dims[2])), with_dw_(s.dims[3] != 0), with_dx_(s.dims[4] != 0) {
+      : layer_(std::string(slot.name) == "layer_norm_bwd"),
+        rows_(s.dims[0]),
+        cols_(s.dims[1]),
+        accumulate_(static_cast<int32_t>(s.dims[2])),
+        with_dw_(s.dims[3] != 0),
+        with_dx_(s.dims[4] != 0) {
     Random random(seed);
     x_ = normal_buffer(rows_ * cols_, misalign, random, 3.0f);
     w_ = normal_buffer(cols_, misalign, random);
@@ -477,8 +503,8 @@ struct Problem<NormBwdFn> {
     restore(dw_, dw0_);
     restore(db_, db0_);
     fn({rows_, cols_, x_.data(), w_.data(), dy_.data(), layer_ ? mean_.data() : nullptr, rstd_.data(),
-        with_dx_ ? dx_.data() : nullptr, with_dw_ ? dw_.data() : nullptr, with_dw_ && layer_ ? db_.data() : nullptr, kOffset,
-        accumulate_});
+        with_dx_ ? dx_.data() : nullptr, with_dw_ ? dw_.data() : nullptr, with_dw_ && layer_ ? db_.data() : nullptr,
+        kOffset, accumulate_});
   }
   std::vector<Output> outputs() const {
     std::vector<double> dx, dw(static_cast<size_t>(cols_)), db(static_cast<size_t>(cols_));
@@ -504,14 +530,15 @@ struct Problem<NormBwdFn> {
       // Each factor carries at most three roundings, and each product or difference adds one.
       for (int64_t c = 0; c < cols_; ++c) {
         const double size = rstd * (size_g(c) + size_n(c) * gn_mean + (layer_ ? g_mean : 0.0));
-        dx.push_back(kRound * (12 * size + (accumulate_ ? 2 * std::abs(dx0_[static_cast<size_t>(r * cols_ + c)]) : 0.0)));
+        dx.push_back(kRound *
+                     (12 * size + (accumulate_ ? 2 * std::abs(dx0_[static_cast<size_t>(r * cols_ + c)]) : 0.0)));
       }
     }
     return {whole_buffer("dx", dx_, dx), whole_buffer("dw", dw_, dw), whole_buffer("db", db_, db)};
   }
   bool guards_intact() const {
-    return x_.intact() && w_.intact() && dy_.intact() && mean_.intact() && rstd_.intact() && dx_.intact() && dw_.intact() &&
-           db_.intact();
+    return x_.intact() && w_.intact() && dy_.intact() && mean_.intact() && rstd_.intact() && dx_.intact() &&
+           dw_.intact() && db_.intact();
   }
   double flops() const { return 10.0 * static_cast<double>(x_.size()); }
   double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
@@ -589,7 +616,8 @@ struct Problem<CrossEntropyFn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
-    return {make_shape({{"rows", 8}, {"cols", 4096}, {"gradient", 1}}), make_shape({{"rows", 64}, {"cols", 32000}, {"gradient", 1}})};
+    return {make_shape({{"rows", 8}, {"cols", 4096}, {"gradient", 1}}),
+            make_shape({{"rows", 64}, {"cols", 32000}, {"gradient", 1}})};
   }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
       : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3), gradient_(s.dims[2] != 0) {
@@ -602,7 +630,8 @@ struct Problem<CrossEntropyFn> {
     lse_ = Guarded<float>(rows_, misalign);
   }
   void run(CrossEntropyFn fn) {
-    fn({rows_, cols_, x_.data(), ld_, labels_.data(), gradient_ ? dx_.data() : nullptr, kScale, loss_.data(), lse_.data()});
+    fn({rows_, cols_, x_.data(), ld_, labels_.data(), gradient_ ? dx_.data() : nullptr, kScale, loss_.data(),
+        lse_.data()});
   }
   std::vector<Output> outputs() const {
     std::vector<double> dx(static_cast<size_t>(dx_.size())), loss, lse;
@@ -611,7 +640,8 @@ struct Problem<CrossEntropyFn> {
       for (int64_t c = 0; c < cols_; ++c) {
         const auto i = static_cast<size_t>(c);
         dx[static_cast<size_t>(r * ld_ + c)] =
-            kScale * (truth.p[i] * (truth.error[i] + truth.mean_error + 4 * kRound) + (c == labels_[r] ? kRound : 0)) + kTiny;
+            kScale * (truth.p[i] * (truth.error[i] + truth.mean_error + 4 * kRound) + (c == labels_[r] ? kRound : 0)) +
+            kTiny;
       }
       loss.push_back(truth.mean_error);
       lse.push_back(truth.mean_error + 2 * kRound * std::abs(lse_[r]));
@@ -638,14 +668,17 @@ template <>
 struct Problem<RopeFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) {
     std::vector<Shape> shapes;
-    const int64_t dims[][2] = {{2, 2}, {6, 4}, {8, 8}, {64, 64}, {80, 32}, {33, 32}, {66, 66}, {100, 50}, {128, 128}, {5, 0}};
+    const int64_t dims[][2] = {{2, 2},   {6, 4},   {8, 8},    {64, 64},   {80, 32},
+                               {33, 32}, {66, 66}, {100, 50}, {128, 128}, {5, 0}};
     for (const auto& d : dims) {
       for (int64_t flags = 0; flags < 4; ++flags) shapes.push_back(shape(3, 2, d[0], d[1], flags & 1, flags >> 1));
     }
     shapes.push_back(shape(0, 2, 8, 8, 0, 0));
     return shapes;
   }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {shape(256, 16, 64, 64, 0, 0), shape(256, 16, 64, 64, 1, 0)}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {shape(256, 16, 64, 64, 0, 0), shape(256, 16, 64, 64, 1, 0)};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const auto& d = s.dims;
@@ -662,7 +695,18 @@ struct Problem<RopeFn> {
       sin_[i] = static_cast<float>(std::sin(angle));
     }
     for (int64_t i = 0; i < d[0]; ++i) positions_[i] = static_cast<int32_t>(random.below(kPositions));
-    args_ = {d[0], d[1], d[2], d[3], nullptr, ld_, nullptr, ld_, nullptr, nullptr, nullptr, static_cast<int32_t>(d[4]),
+    args_ = {d[0],
+             d[1],
+             d[2],
+             d[3],
+             nullptr,
+             ld_,
+             nullptr,
+             ld_,
+             nullptr,
+             nullptr,
+             nullptr,
+             static_cast<int32_t>(d[4]),
              static_cast<int32_t>(d[5])};
   }
   void run(RopeFn fn) {
@@ -682,8 +726,13 @@ struct Problem<RopeFn> {
 
  private:
   static constexpr int64_t kPositions = 11;
-  static Shape shape(int64_t rows, int64_t heads, int64_t head_dim, int64_t rot_dim, int64_t interleaved, int64_t inverse) {
-    return make_shape({{"rows", rows}, {"heads", heads}, {"D", head_dim}, {"rot", rot_dim}, {"interleaved", interleaved},
+  static Shape shape(int64_t rows, int64_t heads, int64_t head_dim, int64_t rot_dim, int64_t interleaved,
+                     int64_t inverse) {
+    return make_shape({{"rows", rows},
+                       {"heads", heads},
+                       {"D", head_dim},
+                       {"rot", rot_dim},
+                       {"interleaved", interleaved},
                        {"inverse", inverse}});
   }
   int64_t ld_ = 0;
@@ -695,7 +744,9 @@ struct Problem<RopeFn> {
 template <>
 struct Problem<AdamwFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const int64_t n = s.dims[0];
@@ -731,8 +782,16 @@ struct AttentionData {
 
   static Shape shape(int64_t tq, int64_t tk, int64_t group, int64_t head_dim, int64_t causal, int64_t window = 0,
                      int64_t prefix = 0, int64_t softcap = 0, int64_t alibi = 0, int64_t one = 0) {
-    return make_shape({{"tq", tq}, {"tk", tk}, {"group", group}, {"D", head_dim}, {"causal", causal}, {"window", window},
-                       {"prefix", prefix}, {"softcap", softcap}, {"alibi", alibi}, {"one", one}});
+    return make_shape({{"tq", tq},
+                       {"tk", tk},
+                       {"group", group},
+                       {"D", head_dim},
+                       {"causal", causal},
+                       {"window", window},
+                       {"prefix", prefix},
+                       {"softcap", softcap},
+                       {"alibi", alibi},
+                       {"one", one}});
   }
   static std::vector<Shape> test_shapes() {
     std::vector<Shape> shapes;
@@ -808,8 +867,8 @@ struct AttentionData {
     args.scratch = scratch.data();
   }
   bool intact() const {
-    return q.intact() && k.intact() && v.intact() && prefix_k.intact() && prefix_v.intact() && o.intact() && lse.intact() &&
-           alibi.intact() && scratch.intact();
+    return q.intact() && k.intact() && v.intact() && prefix_k.intact() && prefix_v.intact() && o.intact() &&
+           lse.intact() && alibi.intact() && scratch.intact();
   }
   double visible_pairs() const {
     double pairs = 0;
@@ -831,7 +890,8 @@ struct AttentionData {
     return j < 0 ? args.prefix_v + (j + args.n_prefix) * args.prefix_row : args.v + j * args.v_row;
   }
   struct Pair {
-    double p, score, slope, error;  // probability; score; d score / d (scale q.k); bound on the error of the score in f32
+    double p, score, slope,
+        error;  // probability; score; d score / d (scale q.k); bound on the error of the score in f32
   };
   // Row (t, g) over all keys from -n_prefix on; p = 0 where it does not see. lse: natural log of the normaliser.
   std::vector<Pair> row(int64_t t, int64_t g, double* log_sum) const {
@@ -932,7 +992,9 @@ struct Problem<AttentionFn> {
 template <>
 struct Problem<AttentionBwdFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return AttentionData::test_shapes(); }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {AttentionData::shape(512, 512, 1, 64, 1), AttentionData::shape(2048, 2048, 1, 64, 1)}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {AttentionData::shape(512, 512, 1, 64, 1), AttentionData::shape(2048, 2048, 1, 64, 1)};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
       : data_(s, seed, misalign, attention_bwd_scratch_floats(s.dims[3])) {
     Random random(seed + 1);
@@ -962,7 +1024,8 @@ struct Problem<AttentionBwdFn> {
   std::vector<Output> outputs() const {
     const AttentionArgs& a = data_.args;
     std::vector<double> dq(static_cast<size_t>(dq_.size())), dk(static_cast<size_t>(dk_.size())),
-        dv(static_cast<size_t>(dv_.size())), dpk(static_cast<size_t>(dpk_.size())), dpv(static_cast<size_t>(dpv_.size()));
+        dv(static_cast<size_t>(dv_.size())), dpk(static_cast<size_t>(dpk_.size())),
+        dpv(static_cast<size_t>(dpv_.size()));
     const double rows = 2 * static_cast<double>(a.tq * a.group + 4) * kRound;  // a chain over the rows, on both sides
     for (size_t i = 0; i < dpk.size(); ++i) dpk[i] = rows * std::abs(dpk0_[i]);
     for (size_t i = 0; i < dpv.size(); ++i) dpv[i] = rows * std::abs(dpv0_[i]);
@@ -993,8 +1056,8 @@ struct Problem<AttentionBwdFn> {
           }
           const double p_error = pair.p * (pair.error + kRound * (2 * std::abs(log_sum) + 4));
           const double dr = pair.p * std::abs(dp - delta) * a.scale;
-          const double dr_error = a.scale * (p_error * std::abs(dp - delta) + pair.p * dot * (dp_size + delta_size)) +
-                                  12 * kRound * dr;
+          const double dr_error =
+              a.scale * (p_error * std::abs(dp - delta) + pair.p * dot * (dp_size + delta_size)) + 12 * kRound * dr;
           for (int64_t d = 0; d < a.head_dim; ++d) {
             dq[static_cast<size_t>(t * a.q_row + g * a.q_head + d)] += std::abs(k[d]) * (dr_error + keys * dr);
             double& to_k = j < 0 ? dpk[i * static_cast<size_t>(a.prefix_row) + static_cast<size_t>(d)]
@@ -1011,7 +1074,8 @@ struct Problem<AttentionBwdFn> {
             whole_buffer("d_prefix_k", dpk_, dpk), whole_buffer("d_prefix_v", dpv_, dpv)};
   }
   bool guards_intact() const {
-    return data_.intact() && d_o_.intact() && dq_.intact() && dk_.intact() && dv_.intact() && dpk_.intact() && dpv_.intact();
+    return data_.intact() && d_o_.intact() && dq_.intact() && dk_.intact() && dv_.intact() && dpk_.intact() &&
+           dpv_.intact();
   }
   double flops() const { return 10.0 * data_.visible_pairs() * static_cast<double>(data_.args.head_dim); }
   double bytes() const {
