@@ -1,0 +1,179 @@
+// thimble model: looking at checkpoints. Each sub-command is a function below and one line in add_model.
+#include <fmt/format.h>
+
+#include "models/model.h"
+#include "tensor/error.h"
+#include "tensor/file.h"
+#include "tools/cli/cli.h"
+
+namespace thimble::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct InfoOptions {
+  CommonOptions common;
+  std::string path;
+  bool tensors = false;
+};
+
+Json rope_json(const RopeConfig& r) {
+  Json j = {{"theta", r.theta}, {"dims", r.dims}, {"interleaved", r.interleaved}, {"scaling", rope_scaling_name(r.scaling)}};
+  if (r.scaling == RopeScaling::none) return j;
+  j["factor"] = r.factor;
+  if (r.scaling == RopeScaling::llama3) {
+    j["low_freq_factor"] = r.low_freq_factor;
+    j["high_freq_factor"] = r.high_freq_factor;
+  }
+  if (r.scaling == RopeScaling::yarn) {
+    j["beta_fast"] = r.beta_fast;
+    j["beta_slow"] = r.beta_slow;
+    j["attention_factor"] = r.attention_factor;
+  }
+  if (r.scaling != RopeScaling::linear) j["original_max_positions"] = r.original_max_positions;
+  return j;
+}
+
+// Every flag of the transformer, under its name in ModelConfig.
+Json config_json(const ModelConfig& c) {
+  Json j = {{"family", c.family},
+            {"vocab_size", c.vocab_size},
+            {"hidden", c.hidden},
+            {"intermediate", c.intermediate},
+            {"n_layers", c.n_layers},
+            {"n_heads", c.n_heads},
+            {"n_kv_heads", c.n_kv_heads},
+            {"head_dim", c.head_dim},
+            {"max_positions", c.max_positions},
+            {"embed_dim", c.embed_dim},
+            {"norm", norm_name(c.norm)},
+            {"norm_eps", c.norm_eps},
+            {"norm_affine", c.norm_affine},
+            {"post_norm", c.post_norm},
+            {"final_norm", c.final_norm},
+            {"parallel_residual", c.parallel_residual},
+            {"positions", position_name(c.positions)},
+            {"position_offset", c.position_offset}};
+  j["rope"] = c.positions == PositionKind::rope ? rope_json(c.rope) : Json(nullptr);
+  j["qkv_bias"] = c.qkv_bias;
+  j["o_bias"] = c.o_bias;
+  j["mlp_bias"] = c.mlp_bias;
+  j["gated_mlp"] = c.gated_mlp;
+  j["activation"] = activation_name(c.activation);
+  j["tied"] = c.tied;
+  j["attn_scale_by_head_dim"] = c.attn_scale_by_head_dim;
+  j["attn_scale_by_layer"] = c.attn_scale_by_layer;
+  j["window"] = c.window;
+  j["window_from_layer"] = c.window_from_layer;
+  j["bos_id"] = c.bos_id;
+  j["eos_ids"] = c.eos_ids;
+  return j;
+}
+
+// The tensor of the checkpoint that a role comes from: "" for formats without names.
+std::string file_name(const Model& model, Role role, int64_t layer) {
+  if (model.llama2c) return "";
+  for (const TensorRule& rule : model.family->tensors)
+    for (Role part : rule.roles)
+      if (part == role) return rule_name(rule, layer);
+  return "";
+}
+
+// "f32", or "q4 g32" with the kind of its scales.
+std::string stored_as(const Weight& w) {
+  if (!is_tiled(w.format)) return format_name(w.format);
+  return fmt::format("{} {} {} scales{}", format_name(w.format), w.group > 0 ? fmt::format("g{}", w.group) : "row",
+                     w.scale_f32 ? "f32" : "f16", w.perm ? " permuted" : "");
+}
+
+Json tensors_json(const Model& model) {
+  Json list = Json::array();
+  for_each_weight(model.weights, [&](Role role, int64_t layer, const Weight& w) {
+    const bool vector = role_shape(model.config, role).vector;
+    const std::string name = file_name(model, role, layer);
+    list.push_back({{"role", role_name(role)},
+                    {"layer", layer < 0 ? Json(nullptr) : Json(layer)},
+                    {"name", name.empty() ? Json(nullptr) : Json(name)},
+                    {"shape", vector ? Json::array({w.cols}) : Json::array({w.rows, w.cols})},
+                    {"format", format_name(w.format)},
+                    {"stored_as", stored_as(w)},
+                    {"bytes", w.stored_bytes()}});
+  });
+  return list;
+}
+
+std::string scalar_text(const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
+  if (!value.is_object()) return value.dump();
+  std::string text;
+  for (const auto& item : value.items()) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", item.key(), scalar_text(item.value()));
+  return text;
+}
+
+std::string info_text(const Json& j) {
+  std::string text;
+  const auto line = [&](const std::string& key, const std::string& value) { text += fmt::format("{:<24} {}\n", key, value); };
+  line("path", j["path"].get<std::string>());
+  for (const char* key : {"parameters", "file_bytes", "stored_bytes"}) line(key, fmt::format("{}", j[key].get<int64_t>()));
+  line("bits_per_weight", fmt::format("{:.3f}", j["bits_per_weight"].get<double>()));
+  line("quantization", j["quantization"].is_null() ? "none" : j["quantization"].get<std::string>());
+  text += "\n";
+  for (const auto& item : j["config"].items())
+    if (!item.value().is_null()) line(item.key(), scalar_text(item.value()));
+  if (!j.contains("tensors")) return text;
+  text += fmt::format("\n{:<15} {:<46} {:<16} {:<16} {:>12}\n", "role", "tensor", "shape", "format", "bytes");
+  for (const Json& t : j["tensors"]) {
+    const std::string role = t["layer"].is_null() ? t["role"].get<std::string>()
+                                                  : fmt::format("{}.{}", t["layer"].get<int64_t>(), t["role"].get<std::string>());
+    text += fmt::format("{:<15} {:<46} {:<16} {:<16} {:>12}\n", role, t["name"].is_null() ? "-" : t["name"].get<std::string>(),
+                        t["shape"].dump(), t["stored_as"].get<std::string>(), t["bytes"].get<int64_t>());
+  }
+  return text;
+}
+
+int run_info(const InfoOptions& o) {
+  Session session(o.common);
+  LoadOptions options;
+  options.budget = &session.budget();
+  const Model model = load_model(o.path, session.kernels(), options);
+  Json j = {{"schema", "thimble.model/1"},
+            {"path", model.path},
+            {"family", model.config.family},
+            {"parameters", model.parameters()},
+            {"file_bytes", model.file_bytes},
+            {"stored_bytes", model.stored_bytes()},
+            {"bits_per_weight", 8.0 * double(model.stored_bytes()) / double(model.parameters())},
+            {"quantization", model.quantization.empty() ? Json(nullptr) : Json(model.quantization)},
+            {"config", config_json(model.config)},
+            {"warnings", model.warnings}};
+  if (o.tensors) j["tensors"] = tensors_json(model);
+  if (!o.common.quiet)
+    for (const std::string& w : model.warnings) warn(w);
+  if (o.common.json)
+    print_json(j);
+  else
+    write_stdout(info_text(j));
+  return 0;
+}
+
+void add_info(CLI::App& model, Run* run) {
+  CLI::App* command = model.add_subcommand("info", "flags, size and tensors of a checkpoint");
+  command->footer("Example: thimble model info DIR --tensors");
+  auto o = std::make_shared<InfoOptions>();
+  command->add_option("PATH", o->path, "model directory or llama2.c .bin file")->required();
+  command->add_flag("--tensors", o->tensors, "list every weight: role, name in the file, shape, format, bytes");
+  add_common_options(*command, o->common);
+  command->callback([o, run] { *run = [o] { return run_info(*o); }; });
+}
+
+}  // namespace
+
+void add_model(CLI::App& app, Run* run) {
+  CLI::App* command = app.add_subcommand("model", "look at checkpoints");
+  command->footer("Example: thimble model info DIR --tensors");
+  command->require_subcommand(1);
+  add_info(*command, run);
+}
+
+}  // namespace thimble::cli
