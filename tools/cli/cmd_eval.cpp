@@ -477,7 +477,7 @@ std::string table_text(const std::string& task, const TaskResult& r) {
   std::string text = fmt::format("{}: {} of {} sample{}\n", task, r.effective, r.original, r.original == 1 ? "" : "s");
   for (const auto& item : r.metrics.items()) {
     const std::string name = item.key().substr(0, item.key().find(','));
-    if (name == "alias" || name == "sample_len" || name.find("_stderr") != std::string::npos) continue;
+    if (name == "alias" || name == "name" || name == "sample_len" || name.find("_stderr") != std::string::npos) continue;
     const Json& error = r.metrics.at(name + "_stderr,none");
     text += fmt::format("  {:<16} {:>12.6g}", name, item.value().get<double>());
     text += error.is_number() ? fmt::format("  ± {:.4g}\n", error.get<double>()) : "\n";
