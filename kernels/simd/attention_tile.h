@@ -16,6 +16,7 @@ constexpr int kTileVectors = 4;  // 6 x 64: 24 accumulators of 32 registers
 #else
 constexpr int kTileVectors = 2;  // 6 x 16: 12 of 16
 #endif
+constexpr int64_t kPrefetchKeys = 16;
 constexpr int kRowVectors = 8;  // one row alone needs this many chains to hide the latency of fma
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -124,9 +125,16 @@ inline void transpose(vf (&x)[8]) {
 }
 #endif
 
+inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
 // out[d * kBlockK + j] = rows[j * stride + d] for d < dim and j in `keys`; the rest of the touched vectors is zero.
+// The next rows are asked for line by line before this group is turned, so that the memory sees one forward stream; a
+// prefetch beyond an array is harmless.
 inline void pack_transposed(const float* rows, int64_t stride, Range keys, int64_t dim, float* out) {
   for (int64_t j = round_down(keys.begin); j < keys.end; j += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      for (int64_t d = 0; d < dim; d += 16) prefetch(rows + (j + kPrefetchKeys + i) * stride + d);
+    }
     for (int64_t d = 0; d < dim; d += kLanes) {
       vf x[kLanes];
       if (j >= keys.begin && j + kLanes <= keys.end && d + kLanes <= dim) {

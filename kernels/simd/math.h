@@ -2,7 +2,7 @@
 // through the kernels that use them, in units of the last place of the result (ulp):
 //   vexp       1 ulp; subnormal results are rounded, -inf gives exactly 0, 0 gives exactly 1, +inf gives +inf
 //   vtanh      2 ulp
-//   normal     Phi(x): 2 ulp for x >= 0 and (5 + x²) ulp below 0; density: (2 + x²) ulp
+//   normal     Phi(x): 4 ulp for x >= 0 and (5 + x²) ulp below 0; density: (2 + x²) ulp
 // NaN gives NaN everywhere. Polynomials are Chebyshev fits made for these intervals.
 #pragma once
 

@@ -48,7 +48,8 @@ TEST(Math, NormalThroughGelu) {
       t.gelu_erf({1, &x, &y});
       const double wide = x, expected = 0.5 * wide * std::erfc(-wide * std::sqrt(0.5));
       ASSERT_NEAR(y, expected, 1e-6) << x;
-      const double allowed = x >= 0 ? 3.0 : 6.0 + wide * wide;  // one more for the product with x
+      // An ulp of the product with x may be half as large as one of Phi, relative to the value.
+      const double allowed = x >= 0 ? 9.0 : 6.0 + wide * wide;
       ASSERT_NEAR(y, expected, allowed * ulp_of(expected) + 1e-37) << x;
       worst = std::max(worst, std::abs(y - expected));
     }
