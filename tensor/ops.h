@@ -39,10 +39,16 @@ struct AttentionSpec {
   int64_t window = 0;  // keys j with pos - window < j <= pos; 0: all
   float scale = 1, softcap = 0;
   const float* alibi = nullptr;  // [n_heads] or null
-  // Prefix keys and values per sequence [n_prefix, n_kv_heads * head_dim], visible to all queries; null: none.
+  // Prefix keys and values per sequence, visible to all queries: rows of n_kv_heads * head_dim at stride prefix_row
+  // (0: contiguous). prefix_len, when given, replaces n_prefix per sequence (0: that one has none). null: no prefix.
   const float* const* prefix_k = nullptr;
   const float* const* prefix_v = nullptr;
-  int64_t n_prefix = 0;
+  int64_t n_prefix = 0, prefix_row = 0;
+  const int32_t* prefix_len = nullptr;
+  // The parameter [prefix rows, prefix_row] that the prefix of a sequence is a part of, and the columns where its keys
+  // and values start. Its gradient is summed over the sequences in order. null: frozen.
+  Weight* const* prefix_owner = nullptr;
+  int64_t prefix_k_col = 0, prefix_v_col = 0;
   // Decoding: keys and values come from a cache (k and v of the op are then ignored). Row r of sequence s stands at
   // position cache_len[s] + r - cu_seqlens[s]; the cache holds all rows up to the last query. No gradient.
   const float* const* cache_k = nullptr;  // [n_seqs] -> [capacity, n_kv_heads * head_dim]
@@ -52,12 +58,27 @@ struct AttentionSpec {
 // q [M, H*D], k and v [M, Hkv*D] -> [M, H*D]
 Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec);
 
+// ---- adapters: rows [begin, end) only, the others pass unchanged; y is changed in place ----
+
+// Inverted dropout whose mask is a pure function of (seed, stream, row - begin, column); p 0: none.
+struct Dropout {
+  float p = 0;
+  uint64_t seed = 0, stream = 0;
+};
+// y += scale * (dropout(x) Aᵀ) Bᵀ, A [r, C], B [N, r].
+Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout);
+// y[r, c] *= l[c]
+Var col_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* l);
+// y[begin + i] = w[i] for the rows of w.
+Var replace_rows(Context& ctx, Var y, int64_t begin, Weight* w);
+
 // Mean-style cross entropy of logits = hidden Wᵀ + b against labels [M] (negative: ignored), divided by `denominator`
 // (the number of labels of the whole accumulation group). Runs in row chunks, so logits never exist for the whole batch;
 // with a tape the gradients of hidden and of the head are made in the same pass. Returns the sum of losses / denominator;
-// row_loss [M] receives the losses in nats when not null.
+// row_loss [M] receives the losses in nats when not null. row_scale [M], when given, is the weight of a row's loss
+// instead of 1 / denominator: people who share a batch keep denominators of their own.
 double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                            double* row_loss = nullptr);
+                            double* row_loss = nullptr, const float* row_scale = nullptr);
 
 // One block of the network: runs fn(ctx, user, index, x). Everything it allocates is freed again except its output,
 // unless a tape records it. recompute: the tape keeps the input only and backward replays the block.

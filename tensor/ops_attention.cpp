@@ -75,11 +75,11 @@ AttentionArgs base_args(const AttentionSpec& s, int64_t seq, int64_t kv_head, co
   }
   a.tk = a.q_pos0 + count;
   a.k_row = a.v_row = kv_cols;
-  if (s.n_prefix > 0) {
+  a.n_prefix = s.prefix_k ? (s.prefix_len ? s.prefix_len[seq] : s.n_prefix) : 0;
+  if (a.n_prefix > 0) {
     a.prefix_k = s.prefix_k[seq] + kv_head * d;
     a.prefix_v = s.prefix_v[seq] + kv_head * d;
-    a.n_prefix = s.n_prefix;
-    a.prefix_row = kv_cols;
+    a.prefix_row = s.prefix_row > 0 ? s.prefix_row : kv_cols;
   }
   a.tq = count;
   a.group = group;
@@ -93,13 +93,24 @@ AttentionArgs base_args(const AttentionSpec& s, int64_t seq, int64_t kv_head, co
   return a;
 }
 
+Weight* prefix_owner(const AttentionSpec& s, int64_t seq) {
+  Weight* w = s.prefix_owner ? s.prefix_owner[seq] : nullptr;
+  return wants_grad(w) ? w : nullptr;
+}
+
+bool prefix_wants_grad(const AttentionSpec& s) {
+  for (int64_t i = 0; i < s.n_seqs; ++i)
+    if (prefix_owner(s, i)) return true;
+  return false;
+}
+
 }  // namespace
 
 Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
   THIMBLE_ZONE(attention);
   const AttentionSpec& s = *spec;
   const int64_t rows = q.t.rows(), cols = s.n_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
-  const bool recorded = ctx.tape && (q.id >= 0 || k.id >= 0 || v.id >= 0);
+  const bool recorded = ctx.tape && (q.id >= 0 || k.id >= 0 || v.id >= 0 || prefix_wants_grad(s));
   THIMBLE_CHECK(!recorded || !s.cache_k);
   Var y = new_value(ctx, rows, cols, recorded);
   float* lse = recorded ? ctx.saved.floats(rows * s.n_heads, "attention statistics") : nullptr;
@@ -171,6 +182,13 @@ void attention_backward(Context& ctx, const Node& node) {
     const int64_t n = rows * (i == 0 ? cols : kv_cols);
     written[i] = target[i] && !accumulate ? target[i] : ctx.scratch.floats(n, "attention gradients");
   }
+  // Gradients of a prefix cross sequences: each sequence adds to a partial of its own, and the partials are added in order.
+  int64_t prefix_rows = 0;
+  for (int64_t i = 0; i < s.n_seqs; ++i)
+    if (const Weight* w = prefix_owner(s, i)) prefix_rows = std::max(prefix_rows, w->rows);
+  const int64_t prefix_stride = s.prefix_row > 0 ? s.prefix_row : kv_cols;
+  float* d_prefix = prefix_rows > 0 ? ctx.scratch.floats(s.n_seqs * prefix_rows * prefix_stride, "prefix gradients") : nullptr;
+  if (d_prefix) std::memset(d_prefix, 0, size_t(s.n_seqs * prefix_rows * prefix_stride) * sizeof(float));
   const int64_t scratch_floats = attention_bwd_scratch_floats(d);
   float* scratch = ctx.scratch.floats(scratch_floats * ctx.threads, "attention blocks");
   parallel_for(ctx.threads, s.n_seqs * s.n_kv_heads, [&](int64_t c, int thread) {
@@ -188,10 +206,26 @@ void attention_backward(Context& ctx, const Node& node) {
     b.dk = written[1] + row * kv_cols + kv_head * d;
     b.dv = written[2] + row * kv_cols + kv_head * d;
     b.dk_row = b.dv_row = kv_cols;
+    if (prefix_owner(s, seq)) {
+      float* partial = d_prefix + seq * prefix_rows * prefix_stride + kv_head * d;
+      b.d_prefix_k = partial + s.prefix_k_col;
+      b.d_prefix_v = partial + s.prefix_v_col;
+    }
     ctx.kernels.attention_bwd(b);
   });
   for (int i = 0; i < 3; ++i)
     if (target[i] && target[i] != written[i]) add_rows(ctx, rows * (i == 0 ? cols : kv_cols), target[i], written[i], target[i]);
+  for (int64_t i = 0; i < s.n_seqs; ++i) {
+    Weight* w = prefix_owner(s, i);
+    if (!w) continue;
+    if (!grad_begin(w)) std::memset(w->grad, 0, size_t(w->numel()) * sizeof(float));
+    const float* partial = d_prefix + i * prefix_rows * prefix_stride;
+    for (int64_t r = 0; r < w->rows; ++r)
+      for (int64_t column : {s.prefix_k_col, s.prefix_v_col}) {
+        float* g = w->grad + r * w->cols + column;
+        ctx.kernels.add({kv_cols, g, partial + r * prefix_stride + column, g});
+      }
+  }
 }
 
 }  // namespace thimble

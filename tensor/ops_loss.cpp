@@ -8,7 +8,7 @@
 namespace thimble {
 
 double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                            double* row_loss) {
+                            double* row_loss, const float* row_scale) {
   THIMBLE_ZONE(loss);
   const int64_t rows = hidden.t.rows(), cols = hidden.t.cols(), vocab = head->rows;
   THIMBLE_CHECK(cols == head->cols && denominator > 0);
@@ -27,10 +27,16 @@ double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
     weight_forward(ctx, n, hidden.t.f32() + r * cols, *head, logits, false);
     for_rows(ctx, n, vocab, [&](int64_t i, int64_t count, int64_t) {
       if (bias && *bias) ctx.kernels.bias_add({count, vocab, logits + i * vocab, vocab, bias->f32()});
-      ctx.kernels.cross_entropy({count, vocab, logits + i * vocab, vocab, labels + r + i,
-                                 recorded ? logits + i * vocab : nullptr, d_scale, losses + i, nullptr});
+      float* d_logits = recorded ? logits + i * vocab : nullptr;
+      if (!row_scale) {
+        ctx.kernels.cross_entropy({count, vocab, logits + i * vocab, vocab, labels + r + i, d_logits, d_scale, losses + i, nullptr});
+        return;
+      }
+      for (int64_t j = 0; j < count; ++j)
+        ctx.kernels.cross_entropy({1, vocab, logits + (i + j) * vocab, vocab, labels + r + i + j,
+                                   d_logits ? d_logits + j * vocab : nullptr, row_scale[r + i + j], losses + i + j, nullptr});
     });
-    for (int64_t i = 0; i < n; ++i) total += losses[i];
+    for (int64_t i = 0; i < n; ++i) total += row_scale ? losses[i] * double(row_scale[r + i]) : losses[i] / denominator;
     if (row_loss) std::memcpy(row_loss + r, losses, size_t(n) * sizeof(double));
     if (!recorded) continue;
     if (d_hidden) weight_dx(ctx, n, logits, *head, d_hidden + r * cols, false);
@@ -42,7 +48,7 @@ double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
     node.in[0] = hidden.id;
     node.saved[0] = d_hidden;
   }
-  return total / denominator;
+  return total;
 }
 
 void linear_cross_entropy_backward(Context& ctx, const Node& node) {

@@ -42,6 +42,7 @@ struct Node {
   int64_t dims[5] = {};
   float attr[2] = {};
   const float* saved[6] = {};        // data that backward reads
+  uint64_t rng[2] = {};              // seed and stream of a dropout mask
   const int32_t* ids = nullptr;      // token ids or positions
   const AttentionSpec* attention = nullptr;
   const BlockCall* block = nullptr;

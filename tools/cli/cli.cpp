@@ -1,6 +1,7 @@
 #include "tools/cli/cli.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -192,6 +193,9 @@ int report(const Error& e) {
 
 int main_entry(int argc, char** argv) {
   install_sigbus_handler();
+  // A closed pipe or a file-size limit must reach us as a failed write, not as a death by signal.
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{
       "thimble tailors small language models to one person, on the machine that person owns.\n"
       "Start with: thimble doctor; thimble model info DIR; thimble generate --model DIR --prompt 'Once upon a time'"};

@@ -1,0 +1,208 @@
+// The ops of adapters. Each works on a contiguous range of rows, so that many people share one pass over a base; what a
+// person's rows give does not depend on who else is in the batch. y is changed in place: the producers of y (linear,
+// activation, embed) do not need their output in backward.
+#include <cstring>
+
+#include "tensor/gemm.h"
+#include "tensor/ops_internal.h"
+#include "tensor/rng.h"
+#include "tensor/trace.h"
+
+namespace thimble {
+namespace {
+
+// out = dropout(x) over [rows, cols]: kept entries are scaled by 1 / (1 - p).
+void apply_dropout(Context& ctx, const float* x, int64_t rows, int64_t cols, const Dropout& d, float* out) {
+  const auto threshold = static_cast<uint32_t>(double(d.p) * 4294967296.0);
+  const float scale = 1.0f / (1.0f - d.p);
+  const std::array<uint32_t, 2> key = {static_cast<uint32_t>(d.seed), static_cast<uint32_t>(d.seed >> 32)};
+  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = first; r < first + count; ++r)
+      for (int64_t c = 0; c < cols; c += 4) {
+        const std::array<uint32_t, 4> draw =
+            philox4x32({static_cast<uint32_t>(c / 4), static_cast<uint32_t>(r), static_cast<uint32_t>(d.stream),
+                        static_cast<uint32_t>(d.stream >> 32)}, key);
+        for (int64_t i = c; i < std::min(c + 4, cols); ++i)
+          out[r * cols + i] = draw[size_t(i - c)] < threshold ? 0.0f : x[r * cols + i] * scale;
+      }
+  });
+}
+
+// The gradient of value `id` [rows, cols], ready to be added to in the rows [begin, end): a fresh one is zero elsewhere.
+float* grad_rows(Context& ctx, int32_t id, int64_t rows, int64_t cols, int64_t begin, int64_t end, bool* accumulate) {
+  float* grad = grad_target(ctx, id, accumulate);
+  if (!grad) return nullptr;
+  if (!*accumulate && (begin > 0 || end < rows)) std::memset(grad, 0, size_t(rows * cols) * sizeof(float));
+  return grad + begin * cols;
+}
+
+}  // namespace
+
+Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout) {
+  THIMBLE_ZONE(linear);
+  const int64_t rows = end - begin, in = x.t.cols(), out = y.t.cols(), rank = a->rows;
+  THIMBLE_CHECK(a->cols == in && b->rows == out && b->cols == rank);
+  const bool recorded = ctx.tape && (y.id >= 0 || x.id >= 0 || wants_grad(a) || wants_grad(b));
+  float* h = recorded ? ctx.saved.floats(rows * rank, "adapter activations") : nullptr;
+  const ArenaScope scope(ctx.scratch);
+  if (!h) h = ctx.scratch.floats(rows * rank, "adapter activations");
+  const float* input = x.t.f32() + begin * in;
+  if (dropout.p > 0) {
+    float* dropped = ctx.scratch.floats(rows * in, "dropout");
+    apply_dropout(ctx, input, rows, in, dropout, dropped);
+    input = dropped;
+  }
+  weight_forward(ctx, rows, input, *a, h, false);
+  for_elements(ctx, rows * rank, [&](int64_t i, int64_t n) { ctx.kernels.scale({n, scale, h + i, h + i}); });
+  weight_forward(ctx, rows, h, *b, y.t.f32() + begin * out, true);
+  Var z = y;
+  if (recorded) {
+    z.id = ctx.tape->add_value(y.t);
+    Node& node = ctx.tape->push(Op::lora);
+    node.in[0] = y.id;
+    node.in[1] = x.id;
+    node.out = z.id;
+    node.w = a;
+    node.b = b;
+    node.rows = x.t.rows();
+    node.dims[0] = begin;
+    node.dims[1] = end;
+    node.attr[0] = scale;
+    node.attr[1] = dropout.p;
+    node.rng[0] = dropout.seed;
+    node.rng[1] = dropout.stream;
+    node.saved[0] = x.t.f32();
+    node.saved[1] = h;
+  }
+  return z;
+}
+
+// With h = scale * dropout(x) Aᵀ saved: dB = dyᵀ h, dh = scale * dy B, dA = dhᵀ dropout(x), dx = dropout'(dh A).
+void lora_backward(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(linear_bwd);
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  Weight *a = node.w, *b = node.b;
+  const int64_t begin = node.dims[0], rows = node.dims[1] - begin, in = a->cols, rank = a->rows;
+  const float* dy_rows = dy + begin * b->rows;
+  const ArenaScope scope(ctx.scratch);
+  const Dropout dropout{node.attr[1], node.rng[0], node.rng[1]};
+  if (wants_grad(b)) weight_dw(ctx, rows, dy_rows, node.saved[1], b);
+  if (wants_grad(a) || node.in[1] >= 0) {
+    float* dh = ctx.scratch.floats(rows * rank, "adapter gradients");
+    weight_dx(ctx, rows, dy_rows, *b, dh, false);
+    for_elements(ctx, rows * rank, [&](int64_t i, int64_t n) { ctx.kernels.scale({n, node.attr[0], dh + i, dh + i}); });
+    if (wants_grad(a)) {
+      const float* input = node.saved[0] + begin * in;
+      if (dropout.p > 0) {
+        float* dropped = ctx.scratch.floats(rows * in, "dropout");
+        apply_dropout(ctx, input, rows, in, dropout, dropped);
+        input = dropped;
+      }
+      weight_dw(ctx, rows, dh, input, a);
+    }
+    bool accumulate = false;
+    if (float* dx = grad_rows(ctx, node.in[1], node.rows, in, begin, begin + rows, &accumulate)) {
+      if (dropout.p > 0) {
+        float* masked = ctx.scratch.floats(rows * in, "dropout");
+        weight_dx(ctx, rows, dh, *a, masked, false);
+        apply_dropout(ctx, masked, rows, in, dropout, masked);
+        if (accumulate)
+          add_rows(ctx, rows * in, dx, masked, dx);
+        else
+          std::memcpy(dx, masked, size_t(rows * in) * sizeof(float));
+      } else {
+        weight_dx(ctx, rows, dh, *a, dx, accumulate);
+      }
+    }
+  }
+  grad_share(ctx, node.in[0], dy);
+}
+
+Var col_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* l) {
+  const int64_t rows = end - begin, cols = y.t.cols();
+  THIMBLE_CHECK(l->cols == cols);
+  const bool recorded = ctx.tape && (y.id >= 0 || wants_grad(l));
+  float* data = y.t.f32() + begin * cols;
+  float* before = wants_grad(l) && recorded ? ctx.saved.floats(rows * cols, "adapter activations") : nullptr;
+  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = first; r < first + count; ++r) {
+      if (before) std::memcpy(before + r * cols, data + r * cols, size_t(cols) * sizeof(float));
+      ctx.kernels.mul({cols, data + r * cols, l->f32(), data + r * cols});
+    }
+  });
+  Var z = y;
+  if (recorded) {
+    z.id = ctx.tape->add_value(y.t);
+    Node& node = ctx.tape->push(Op::col_scale);
+    node.in[0] = y.id;
+    node.out = z.id;
+    node.w = l;
+    node.rows = y.t.rows();
+    node.dims[0] = begin;
+    node.dims[1] = end;
+    node.saved[0] = before;
+  }
+  return z;
+}
+
+void col_scale_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  const int64_t begin = node.dims[0], rows = node.dims[1] - begin, cols = node.w->cols;
+  const ArenaScope scope(ctx.scratch);
+  if (wants_grad(node.w)) {
+    float* products = ctx.scratch.floats(rows * cols, "adapter gradients");
+    for_elements(ctx, rows * cols, [&](int64_t i, int64_t n) {
+      ctx.kernels.mul({n, dy + begin * cols + i, node.saved[0] + i, products + i});
+    });
+    bias_grad(ctx, rows, products, node.w);
+  }
+  if (node.in[0] < 0) return;
+  float* scaled = ctx.grads.floats(node.rows * cols, "activation gradients");
+  std::memcpy(scaled, dy, size_t(node.rows * cols) * sizeof(float));
+  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = begin + first; r < begin + first + count; ++r)
+      ctx.kernels.mul({cols, scaled + r * cols, node.w->f32(), scaled + r * cols});
+  });
+  grad_share(ctx, node.in[0], scaled);
+}
+
+Var replace_rows(Context& ctx, Var y, int64_t begin, Weight* w) {
+  const int64_t cols = y.t.cols();
+  THIMBLE_CHECK(w->cols == cols && begin + w->rows <= y.t.rows());
+  const bool recorded = ctx.tape && (y.id >= 0 || wants_grad(w));
+  std::memcpy(y.t.f32() + begin * cols, w->data, size_t(w->numel()) * sizeof(float));
+  Var z = y;
+  if (recorded) {
+    z.id = ctx.tape->add_value(y.t);
+    Node& node = ctx.tape->push(Op::replace_rows);
+    node.in[0] = y.id;
+    node.out = z.id;
+    node.w = w;
+    node.rows = y.t.rows();
+    node.dims[0] = begin;
+  }
+  return z;
+}
+
+void replace_rows_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  Weight* w = node.w;
+  const int64_t cols = w->cols, begin = node.dims[0];
+  if (wants_grad(w)) {
+    const float* rows = dy + begin * cols;
+    if (grad_begin(w))
+      add_rows(ctx, w->numel(), w->grad, rows, w->grad);
+    else
+      std::memcpy(w->grad, rows, size_t(w->numel()) * sizeof(float));
+  }
+  if (node.in[0] < 0) return;
+  float* rest = ctx.grads.floats(node.rows * cols, "activation gradients");
+  std::memcpy(rest, dy, size_t(node.rows * cols) * sizeof(float));
+  std::memset(rest + begin * cols, 0, size_t(w->numel()) * sizeof(float));
+  grad_share(ctx, node.in[0], rest);
+}
+
+}  // namespace thimble
