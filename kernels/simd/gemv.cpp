@@ -42,45 +42,72 @@ inline void store_y(const GemvArgs& a, int64_t r, int64_t n, const vf* acc) {
   });
 }
 
+// One block of kLanes columns from c on, of the strip whose first row is p.
 template <WeightFormat F, int M>
-void rows_strip(const GemvArgs& a, int64_t r, int64_t n) {
-  constexpr int64_t kAhead = 1024 / static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
-  const auto* p = row_pointer<F>(a.w, a.row0 + r, 0);
-  vf acc[M];
-  load_y<M>(a, r, n, acc);
-  int64_t c = 0;
-  for (; c + kLanes <= a.w.cols; c += kLanes) {
-    vf v[kLanes];
-    if (n >= kLanes) {
-      unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
-        v[decltype(i)::value] = load_row<F>(p + decltype(i)::value * a.w.ld + c);
-      });
-      if (c % kLine == 0 && c + kAhead < a.w.cols) {
-        unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
-          _mm_prefetch(reinterpret_cast<const char*>(p + decltype(i)::value * a.w.ld + c + kAhead), _MM_HINT_T1);
-        });
-      }
-    } else {
-      for (int64_t i = 0; i < kLanes; ++i) v[i] = i < n ? load_row<F>(p + i * a.w.ld + c) : set1(0.0f);
-    }
-    transpose(v);
-    unroll<static_cast<int>(kLanes)>([&](auto j) __attribute__((always_inline)) {
-      step<M>(a, c + decltype(j)::value, v[decltype(j)::value], acc);
+[[gnu::always_inline]] inline void rows_block(const GemvArgs& a, const typename RowsElement<F>::type* p, int64_t c, vf* acc) {
+  constexpr int64_t kSize = static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
+  constexpr int64_t kAhead = 1024 / kSize, kLine = 64 / kSize;
+  vf v[kLanes];
+  unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
+    v[decltype(i)::value] = load_row<F>(p + decltype(i)::value * a.w.ld + c);
+  });
+  if (c % kLine == 0 && c + kAhead < a.w.cols) {
+    unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
+      _mm_prefetch(reinterpret_cast<const char*>(p + decltype(i)::value * a.w.ld + c + kAhead), _MM_HINT_T1);
     });
   }
-  if (c < a.w.cols) {
-    vf v[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) v[i] = i < n ? load_row_head<F>(p + i * a.w.ld + c, a.w.cols - c) : set1(0.0f);
-    transpose(v);
-    for (int64_t j = 0; j < a.w.cols - c; ++j) step<M>(a, c + j, v[j], acc);
+  transpose(v);
+  unroll<static_cast<int>(kLanes)>([&](auto j) __attribute__((always_inline)) {
+    step<M>(a, c + decltype(j)::value, v[decltype(j)::value], acc);
+  });
+}
+
+// The same for the last columns, or a strip of n < kLanes rows.
+template <WeightFormat F, int M>
+void edge_block(const GemvArgs& a, const typename RowsElement<F>::type* p, int64_t n, int64_t c, vf* acc) {
+  const int64_t width = a.w.cols - c < kLanes ? a.w.cols - c : kLanes;
+  vf v[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const auto* q = p + i * a.w.ld + c;
+    v[i] = i >= n ? set1(0.0f) : width == kLanes ? load_row<F>(q) : load_row_head<F>(q, width);
   }
-  store_y<M>(a, r, n, acc);
+  transpose(v);
+  for (int64_t j = 0; j < width; ++j) step<M>(a, c + j, v[j], acc);
+}
+
+// T strips of kLanes rows from row r on: the chains of one strip run while the next block is transposed.
+template <WeightFormat F, int M, int T>
+void rows_strips(const GemvArgs& a, int64_t r) {
+  const auto* p = row_pointer<F>(a.w, a.row0 + r, 0);
+  const int64_t strip = kLanes * a.w.ld, n = a.rows - r;
+  vf acc[T][M];
+  unroll<T>([&](auto t) __attribute__((always_inline)) {
+    load_y<M>(a, r + decltype(t)::value * kLanes, n - decltype(t)::value * kLanes, acc[decltype(t)::value]);
+  });
+  int64_t c = 0;
+  if (n >= T * kLanes) {
+    for (; c + kLanes <= a.w.cols; c += kLanes) {
+      unroll<T>([&](auto t) __attribute__((always_inline)) {
+        rows_block<F, M>(a, p + decltype(t)::value * strip, c, acc[decltype(t)::value]);
+      });
+    }
+  }
+  for (; c < a.w.cols; c += kLanes) {
+    unroll<T>([&](auto t) __attribute__((always_inline)) {
+      edge_block<F, M>(a, p + decltype(t)::value * strip, n - decltype(t)::value * kLanes, c, acc[decltype(t)::value]);
+    });
+  }
+  unroll<T>([&](auto t) __attribute__((always_inline)) {
+    store_y<M>(a, r + decltype(t)::value * kLanes, n - decltype(t)::value * kLanes, acc[decltype(t)::value]);
+  });
 }
 
 template <WeightFormat F, int M>
 void gemv_rows_m(const GemvArgs& a) {
-  for (int64_t r = 0; r < a.rows; r += kLanes) rows_strip<F, M>(a, r, a.rows - r);
+  constexpr int kStrips = M == 1 || (M == 2 && kLanes == 8) ? 2 : 1;
+  int64_t r = 0;
+  for (; r + kStrips * kLanes <= a.rows; r += kStrips * kLanes) rows_strips<F, M, kStrips>(a, r);
+  for (; r < a.rows; r += kLanes) rows_strips<F, M, 1>(a, r);
 }
 
 template <WeightFormat F>
@@ -175,7 +202,7 @@ void tile_strips(const GemvArgs& a, int64_t r) {
 
 template <WeightFormat F, int M>
 void gemv_tiles_m(const GemvArgs& a) {
-  constexpr int kStrips = M <= 2 ? 4 : 2;
+  constexpr int kStrips = M <= 2 ? 4 : kLanes == 16 ? 2 : 1;  // what the registers hold
   int64_t r = 0;
   for (; r + (kStrips - 1) * kLanes < a.rows; r += kStrips * kLanes) tile_strips<F, M, kStrips>(a, r);
   for (; r < a.rows; r += kLanes) tile_strips<F, M, 1>(a, r);
