@@ -433,4 +433,30 @@ ExportedTensor export_tensor(const Model& model, const KernelTable& kernels, con
   return {};
 }
 
+bool import_tensor(Model& model, const ExportedTensor& tensor) {
+  for (const TensorRule& rule : model.family->tensors) {
+    const int64_t copies = role_is_layer(rule.roles[0]) ? model.config.n_layers : 1;
+    for (int64_t layer = 0; layer < copies; ++layer) {
+      if (rule_name(rule, layer) != tensor.name) continue;
+      const std::vector<int64_t> shape = file_shape(model.config, rule);
+      if (shape.empty()) return false;
+      THIMBLE_CHECK(shape == tensor.shape);
+      const bool transposed = layout_is_transposed(rule.layout), vector = shape.size() == 1;
+      for (size_t part = 0; part < rule.roles.size(); ++part) {
+        Weight& w = model.weights.at(rule.roles[part], layer);
+        THIMBLE_CHECK(w.format == WeightFormat::f32);
+        auto* data = static_cast<float*>(const_cast<void*>(w.data));
+        const int64_t features = vector ? w.cols : w.rows, inputs = vector ? 1 : w.cols;
+        for (int64_t r = 0; r < features; ++r) {
+          const int64_t from = source_row(model.config, rule.layout, static_cast<int>(part), r);
+          for (int64_t c = 0; c < inputs; ++c)
+            data[r * inputs + c] = tensor.data[static_cast<size_t>(transposed ? c * shape[1] + from : from * inputs + c)];
+        }
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace thimble

@@ -77,6 +77,10 @@ void export_tensors(const Model& model, const KernelTable& kernels, ExportWhat w
 // One weight tensor by its file name, dequantized; empty data when there is none of that name.
 ExportedTensor export_tensor(const Model& model, const KernelTable& kernels, const std::string& name);
 
+// Overwrites the weights that a file tensor holds; the model must have been loaded as trainable. False when the model has
+// no tensor of that name.
+bool import_tensor(Model& model, const ExportedTensor& tensor);
+
 // "model.layers.{}.x" with the layer filled in.
 std::string rule_name(const TensorRule& rule, int64_t layer);
 

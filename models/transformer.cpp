@@ -59,12 +59,107 @@ Var Transformer::norm(Context& ctx, Var x, Weight& w, Weight& b) {
   return layer_norm(ctx, x, present(w), present(b), eps);
 }
 
+Var Transformer::project(Context& ctx, int layer, Role role, Var x, Weight& w, Weight& b) {
+  const Batch& batch = *batch_;
+  for (int64_t i = 0; i < batch.n_segments; ++i) {
+    const AdapterSegment& s = batch.segments[i];
+    const AdapterModule& m = s.adapter->module(layer, role);
+    if (!m.ia3 || !m.ia3_input) continue;
+    // Scaling is in place, and only the input of the down projection has no other reader.
+    if (role != Role::down_w) x = scale(ctx, x, 1.0f);
+    x = col_scale(ctx, x, s.begin, s.end, m.ia3);
+  }
+  Var y = linear(ctx, x, &w, present(b));
+  for (int64_t i = 0; i < batch.n_segments; ++i) {
+    const AdapterSegment& s = batch.segments[i];
+    const AdapterModule& m = s.adapter->module(layer, role);
+    if (m.lora_a) {
+      Dropout dropout;
+      if (ctx.training && s.adapter->dropout() > 0) {
+        dropout.p = static_cast<float>(s.adapter->dropout());
+        dropout.seed = ctx.seed;
+        dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ uint64_t(role);
+      }
+      y = lora(ctx, y, x, s.begin, s.end, m.lora_a, m.lora_b, m.scale, dropout);
+    }
+    if (m.ia3 && !m.ia3_input) y = col_scale(ctx, y, s.begin, s.end, m.ia3);
+  }
+  return y;
+}
+
+Adapter* Transformer::adapter_of(const Batch& batch, int64_t seq) const {
+  const int64_t row = batch.cu_seqlens[seq];
+  for (int64_t i = 0; i < batch.n_segments; ++i)
+    if (row >= batch.segments[i].begin && row < batch.segments[i].end) return batch.segments[i].adapter;
+  return nullptr;
+}
+
+bool Transformer::layer_trains(const Batch& batch, int64_t layer) const {
+  if (trainable(model_.weights.layers[static_cast<size_t>(layer)])) return true;
+  for (int64_t i = 0; i < batch.n_segments; ++i) {
+    Adapter& a = *batch.segments[i].adapter;
+    if (a.kind() == AdapterKind::prefix && a.prompt()->grad) return true;
+    for (int r = 0; r < kRoleCount; ++r) {
+      const AdapterModule& m = a.module(layer, static_cast<Role>(r));
+      if ((m.lora_a && (m.lora_a->grad || m.lora_b->grad)) || (m.ia3 && m.ia3->grad)) return true;
+    }
+  }
+  return false;
+}
+
+Var Transformer::place_prompts(Context& ctx, const Batch& batch, Var x) {
+  for (int64_t s = 0; s < batch.n_seqs; ++s) {
+    Adapter* a = adapter_of(batch, s);
+    if (!a || a->kind() != AdapterKind::prompt || (batch.cache && batch.cache->length(s) > 0)) continue;
+    x = replace_rows(ctx, x, batch.cu_seqlens[s], a->prompt());
+  }
+  return x;
+}
+
+void Transformer::place_prefixes(Context& ctx, const Batch& batch) {
+  const ModelConfig& c = model_.config;
+  const auto n = static_cast<size_t>(batch.n_seqs);
+  bool any = false;
+  for (int64_t s = 0; s < batch.n_seqs; ++s) {
+    const Adapter* a = adapter_of(batch, s);
+    any = any || (a && a->kind() == AdapterKind::prefix);
+  }
+  int32_t* lengths = nullptr;
+  Weight** owners = nullptr;
+  if (any) {
+    lengths = static_cast<int32_t*>(ctx.saved.allocate(n * sizeof(int32_t), "prefixes"));
+    owners = static_cast<Weight**>(ctx.saved.allocate(n * sizeof(Weight*), "prefixes"));
+    for (size_t s = 0; s < n; ++s) {
+      Adapter* a = adapter_of(batch, static_cast<int64_t>(s));
+      owners[s] = a && a->kind() == AdapterKind::prefix ? a->prompt() : nullptr;
+      lengths[s] = owners[s] ? static_cast<int32_t>(owners[s]->rows) : 0;
+    }
+  }
+  for (int64_t l = 0; l < c.n_layers; ++l) {
+    AttentionSpec& spec = specs_[static_cast<size_t>(l)];
+    spec.prefix_k = spec.prefix_v = nullptr;
+    spec.prefix_owner = owners;
+    spec.prefix_len = lengths;
+    if (!any) continue;
+    spec.prefix_row = 2 * c.n_layers * c.kv_cols();
+    spec.prefix_k_col = 2 * l * c.kv_cols();
+    spec.prefix_v_col = spec.prefix_k_col + c.kv_cols();
+    auto** keys = static_cast<const float**>(ctx.saved.allocate(2 * n * sizeof(float*), "prefixes"));
+    for (size_t s = 0; s < n; ++s) {
+      keys[s] = owners[s] ? owners[s]->f32() + spec.prefix_k_col : nullptr;
+      keys[n + s] = owners[s] ? owners[s]->f32() + spec.prefix_v_col : nullptr;
+    }
+    spec.prefix_k = keys;
+    spec.prefix_v = keys + n;
+  }
+}
+
 Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
-  Var q = linear(ctx, x, &w.q_w, present(w.q_b));
-  Var k = linear(ctx, x, &w.k_w, present(w.k_b));
-  Var v = linear(ctx, x, &w.v_w, present(w.v_b));
+  Var q = project(ctx, layer, Role::q_w, x, w.q_w, w.q_b);
+  Var k = project(ctx, layer, Role::k_w, x, w.k_w, w.k_b);
+  Var v = project(ctx, layer, Role::v_w, x, w.v_w, w.v_b);
   if (c.positions == PositionKind::rope) {
     q = rope(ctx, q, c.n_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
     k = rope(ctx, k, c.n_kv_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
@@ -82,7 +177,7 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   }
   const Var a = attention(ctx, q, k, v, &specs_[static_cast<size_t>(layer)]);
   ctx.observe("attention", layer, a.t);
-  const Var o = linear(ctx, a, &w.o_w, present(w.o_b));
+  const Var o = project(ctx, layer, Role::o_w, a, w.o_w, w.o_b);
   ctx.observe("attention_out", layer, o.t);
   return o;
 }
@@ -90,12 +185,12 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
 Var Transformer::mlp_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
-  const Var up = linear(ctx, x, &w.up_w, present(w.up_b));
+  const Var up = project(ctx, layer, Role::up_w, x, w.up_w, w.up_b);
   ctx.observe("up", layer, up.t);
-  const Var inner = c.gated_mlp ? gated(ctx, linear(ctx, x, &w.gate_w, present(w.gate_b)), up, c.activation)
+  const Var inner = c.gated_mlp ? gated(ctx, project(ctx, layer, Role::gate_w, x, w.gate_w, w.gate_b), up, c.activation)
                                 : activation(ctx, up, c.activation);
   ctx.observe("activation", layer, inner.t);
-  const Var down = linear(ctx, inner, &w.down_w, present(w.down_b));
+  const Var down = project(ctx, layer, Role::down_w, inner, w.down_w, w.down_b);
   ctx.observe("mlp_out", layer, down.t);
   return down;
 }
@@ -133,16 +228,31 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
   const ModelConfig& c = model_.config;
   THIMBLE_CHECK(!(batch.cache && ctx.tape));
   auto* positions = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "positions"));
+  const int32_t* ids = batch.ids;
+  int32_t* copied = nullptr;  // with virtual tokens as token 0, whose embedding is then replaced
   for (int64_t s = 0; s < batch.n_seqs; ++s) {
-    const int64_t start = batch.cache ? batch.cache->length(s) : 0;
+    Adapter* adapter = adapter_of(batch, s);
+    const int64_t virtuals = adapter && adapter->kind() == AdapterKind::prompt && !(batch.cache && batch.cache->length(s) > 0) ? adapter->n_virtual() : 0;
+    const int64_t shift = adapter && adapter->kind() == AdapterKind::prefix ? adapter->n_virtual() : 0;
+    const int64_t cached = batch.cache ? batch.cache->length(s) : 0, start = cached + shift;
     const int64_t first = batch.cu_seqlens[s], count = batch.cu_seqlens[s + 1] - first;
-    const int64_t limit = batch.cache ? std::min(max_tokens_, batch.cache->capacity()) : max_tokens_;
+    const int64_t limit = batch.cache ? std::min(max_tokens_, batch.cache->capacity() + shift) : max_tokens_;
+    THIMBLE_CHECK(virtuals <= count);
     if (start + count > limit)
       throw Error(ErrorCode::input, fmt::format("a sequence of {} tokens does not fit a context of {}", start + count, limit),
                   "shorten the text, or raise --ctx up to what the model supports");
     for (int64_t i = 0; i < count; ++i) {
       positions[first + i] = static_cast<int32_t>(start + i);
       const int32_t id = batch.ids[first + i];
+      if (id == kVirtualToken && i < virtuals) {
+        if (!copied) {
+          copied = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "token ids"));
+          std::memcpy(copied, batch.ids, size_t(batch.n) * sizeof(int32_t));
+          ids = copied;
+        }
+        copied[first + i] = 0;
+        continue;
+      }
       if (id < 0 || id >= c.vocab_size)
         throw Error(ErrorCode::input, fmt::format("token id {} is out of range: the model's vocabulary has {} entries", id, c.vocab_size),
                     "the tokenizer and the model do not belong together");
@@ -159,13 +269,16 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
     s.cache_len = batch.cache ? batch.cache->lengths() : nullptr;
   }
 
+  place_prefixes(ctx, batch);
+
   ModelWeights& w = model_.weights;
-  Var x = embed(ctx, &w.token_embed, batch.ids, batch.n);
+  Var x = embed(ctx, &w.token_embed, ids, batch.n);
+  if (copied) x = place_prompts(ctx, batch, x);
   if (c.projected()) x = linear(ctx, x, &w.project_in, nullptr);
   if (c.positions == PositionKind::learned) x = add_positions(ctx, x, &w.pos_embed, positions, c.position_offset);
   ctx.observe("embedding", -1, x.t);
   for (int64_t l = 0; l < c.n_layers; ++l) {
-    const bool needs_grad = ctx.tape && (x.id >= 0 || trainable(w.layers[static_cast<size_t>(l)]));
+    const bool needs_grad = ctx.tape && (x.id >= 0 || layer_trains(batch, l));
     x = run_block(ctx, &calls_[static_cast<size_t>(l)], x, recompute == Recompute::block, needs_grad);
   }
   if (c.final_norm) x = norm(ctx, x, w.final_norm_w, w.final_norm_b);

@@ -5,11 +5,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "models/adapter.h"
 #include "models/kv_cache.h"
 #include "models/model.h"
 #include "tensor/ops.h"
 
 namespace thimble {
+
+// The id of a row that stands for a virtual token: sequences under a prompt adapter begin with n_virtual() of them.
+constexpr int32_t kVirtualToken = -1;
 
 // Token rows of several sequences, packed without padding. Everything outlives backward.
 struct Batch {
@@ -18,6 +22,8 @@ struct Batch {
   const int32_t* cu_seqlens = nullptr;  // [n_seqs + 1]
   int64_t n_seqs = 0;
   KvCache* cache = nullptr;  // rows continue the cached sequences and are appended; no gradients
+  const AdapterSegment* segments = nullptr;  // which rows use which adapter; rows of none use the base alone
+  int64_t n_segments = 0;
 };
 
 // Which blocks keep their activations for backward, and which are replayed.
@@ -25,7 +31,7 @@ enum class Recompute : uint8_t { none, block };
 
 class Transformer {
  public:
-  // max_tokens: longest sequence (with cache: cached and new) that forward will be asked for.
+  // max_tokens: longest sequence that forward will be asked for, cached and virtual tokens included.
   Transformer(Model& model, int64_t max_tokens);
 
   // Hidden state behind the final norm (and projection): [n, embed_dim].
@@ -45,6 +51,12 @@ class Transformer {
   Var attention_branch(Context& ctx, int layer, Var x);
   Var mlp_branch(Context& ctx, int layer, Var x);
   Var norm(Context& ctx, Var x, Weight& w, Weight& b);
+  // x Wᵀ + b with what the batch's adapters do to this linear.
+  Var project(Context& ctx, int layer, Role role, Var x, Weight& w, Weight& b);
+  Var place_prompts(Context& ctx, const Batch& batch, Var x);
+  void place_prefixes(Context& ctx, const Batch& batch);
+  bool layer_trains(const Batch& batch, int64_t layer) const;
+  Adapter* adapter_of(const Batch& batch, int64_t seq) const;
 
   Model& model_;
   int64_t max_tokens_;

@@ -37,6 +37,8 @@ struct Context {
   Arena grads;    // gradients of activations
   Arena scratch;  // lives within one op
   Tape* tape = nullptr;
+  bool training = false;           // dropout is on
+  uint64_t seed = 0, step = 0;     // of everything random in a training step
   Observer observer;
 
   void observe(const char* name, int layer, const Tensor& value) const {

@@ -1,7 +1,7 @@
 #include "train/optimizer.h"
 
 #include <cmath>
-#include <vector>
+#include <cstring>
 
 #include "tensor/error.h"
 #include "tensor/ops_internal.h"
@@ -9,10 +9,26 @@
 
 namespace thimble {
 
-Adamw::Adamw(Model& model, MemoryBudget* budget) : model_(model) {
-  for_each_weight(model.weights, [&](Role, int64_t, const Weight& w) {
-    if (w.grad) total_ += w.numel();
+std::vector<Parameter> model_parameters(Model& model) {
+  std::vector<Parameter> list;
+  for_each_weight(model.weights, [&](Role role, int64_t layer, Weight& w) {
+    if (!w.grad) return;
+    list.push_back({layer < 0 ? role_name(role) : "layers." + std::to_string(layer) + "." + role_name(role), &w,
+                    role_shape(model.config, role).vector});
   });
+  return list;
+}
+
+std::vector<Parameter> adapter_parameters(Adapter& adapter) {
+  std::vector<Parameter> list;
+  adapter.for_each_parameter([&](const std::string& name, Weight& w) {
+    if (w.grad) list.push_back({name, &w, w.rows == 1});
+  });
+  return list;
+}
+
+Adamw::Adamw(std::vector<Parameter> parameters, MemoryBudget* budget) : parameters_(std::move(parameters)) {
+  for (const Parameter& p : parameters_) total_ += p.weight->numel();
   moments_ = Buffer(size_t(total_) * 2 * sizeof(float), budget, "optimizer moments");
 }
 
@@ -20,9 +36,10 @@ double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
   THIMBLE_ZONE(optimizer);
   double sum = 0;
   const ArenaScope scope(ctx.scratch);
-  for_each_weight(model_.weights, [&](Role, int64_t, Weight& w) {
-    if (!w.grad) return;
-    THIMBLE_CHECK(w.grad_written);
+  for (const Parameter& parameter : parameters_) {
+    const Weight& w = *parameter.weight;
+    if (!w.grad_written) continue;  // no row of this step reached it
+
     // Partial sums per chunk, added in order: the norm does not depend on the threads.
     const ArenaScope inner(ctx.scratch);
     const int64_t chunks = (w.numel() + kElementChunk - 1) / kElementChunk;
@@ -31,7 +48,7 @@ double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
       ctx.kernels.sum_squares({n, w.grad + i, partial + i / kElementChunk});
     });
     for (int64_t c = 0; c < chunks; ++c) sum += partial[c];
-  });
+  }
   const double norm = std::sqrt(sum);
   ++steps_;
   const double clip = o.clip_norm > 0 ? std::min(1.0, o.clip_norm / (norm + 1e-6)) : 1.0;
@@ -44,9 +61,10 @@ double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
   args.step_size = static_cast<float>(lr / (1 - std::pow(o.beta1, double(steps_))));
   args.v_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(o.beta2, double(steps_))));
   int64_t offset = 0;
-  for_each_weight(model_.weights, [&](Role role, int64_t, Weight& w) {
-    if (!w.grad) return;
-    const bool decay = o.decay_vectors || !role_shape(model_.config, role).vector;
+  for (const Parameter& parameter : parameters_) {
+    Weight& w = *parameter.weight;
+    if (!w.grad_written) std::memset(w.grad, 0, size_t(w.numel()) * sizeof(float));
+    const bool decay = o.decay_vectors || !parameter.vector;
     float* p = const_cast<float*>(w.f32());
     float *m = moments_.f32() + offset, *v = moments_.f32() + total_ + offset;
     for_elements(ctx, w.numel(), [&](int64_t i, int64_t n) {
@@ -61,7 +79,7 @@ double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
     });
     offset += w.numel();
     w.grad_written = false;
-  });
+  }
   return norm;
 }
 

@@ -1,13 +1,25 @@
-// AdamW over the trainable weights of a model, with global-norm clipping. The moments lie in one flat buffer, in the
-// order of for_each_weight.
+// AdamW over a list of parameters, with global-norm clipping. The moments lie in one flat buffer, in the list's order.
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
+#include "models/adapter.h"
 #include "models/model.h"
 #include "tensor/context.h"
 
 namespace thimble {
+
+// A trainable tensor: f32 rows with a gradient.
+struct Parameter {
+  std::string name;
+  Weight* weight = nullptr;
+  bool vector = false;  // a norm or a bias
+};
+// Every weight of a model that has a gradient, in the order of for_each_weight; every tensor of an adapter.
+std::vector<Parameter> model_parameters(Model& model);
+std::vector<Parameter> adapter_parameters(Adapter& adapter);
 
 struct AdamwOptions {
   double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
@@ -17,16 +29,21 @@ struct AdamwOptions {
 
 class Adamw {
  public:
-  // The model's weights must be trainable with gradients (load option trainable, enable_gradients).
-  Adamw(Model& model, MemoryBudget* budget);
+  Adamw(std::vector<Parameter> parameters, MemoryBudget* budget);
 
   // One step with learning rate lr. Returns the global 2-norm of the gradients before clipping, summed in double.
   // Gradients count as unwritten afterwards.
   double step(Context& ctx, const AdamwOptions& options, double lr);
   int64_t steps() const { return steps_; }
+  void set_steps(int64_t steps) { steps_ = steps; }
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  // First and second moments of all parameters one after the other: [count()].
+  float* m() const { return moments_.f32(); }
+  float* v() const { return moments_.f32() + total_; }
+  int64_t count() const { return total_; }
 
  private:
-  Model& model_;
+  std::vector<Parameter> parameters_;
   int64_t steps_ = 0;
   Buffer moments_;  // m then v
   int64_t total_ = 0;

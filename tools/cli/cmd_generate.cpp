@@ -1,6 +1,7 @@
 // thimble generate: text from a model, streamed as it is made.
 #include <fmt/format.h>
 
+#include "models/adapter.h"
 #include "models/generator.h"
 #include "models/sampler.h"
 #include "models/tokenizer/tokenizer.h"
@@ -14,7 +15,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
-  std::string model, tokenizer, prompt, prompt_file;
+  std::string model, tokenizer, prompt, prompt_file, adapter;
   int64_t max_tokens = 256, ctx = 0;
   SamplerOptions sampler;
   bool echo = false, ignore_eos = false, parse_special = false;
@@ -28,6 +29,9 @@ int run_generate(const Options& o) {
   Model model = load_model(o.model, session.kernels(), load);
   for (const std::string& w : model.warnings) warn(w);
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? default_tokenizer_path(o.model) : o.tokenizer);
+  std::unique_ptr<Adapter> adapter;
+  if (!o.adapter.empty()) adapter = std::make_unique<Adapter>(model, session.kernels(), o.adapter, &session.budget());
+  const int64_t virtuals = adapter ? adapter->n_virtual() : 0;
   const double loaded = seconds_now();
 
   EncodeOptions encode;
@@ -41,7 +45,7 @@ int run_generate(const Options& o) {
     ids.push_back(bos);
   }
   const auto n_prompt = static_cast<int64_t>(ids.size());
-  const int64_t limit = o.ctx > 0 ? o.ctx : model.config.max_positions;
+  const int64_t limit = (o.ctx > 0 ? o.ctx : model.config.max_positions) - virtuals;
   if (n_prompt > limit)
     throw Error(ErrorCode::input, fmt::format("the prompt has {} tokens, more than the context of {}", n_prompt, limit),
                 "shorten the prompt, or raise --ctx up to what the model supports");
@@ -53,8 +57,8 @@ int run_generate(const Options& o) {
   sampling.seed = o.common.seed;
   Sampler sampler(sampling, model.config.vocab_size);
   auto ctx = session.make_context();
-  Transformer transformer(model, capacity);
-  Generator generator(transformer, *ctx, capacity);
+  Transformer transformer(model, capacity + virtuals);
+  Generator generator(transformer, *ctx, capacity, adapter.get());
   std::vector<int32_t> stop = model.config.eos_ids;
   if (stop.empty() && tokenizer.eos_id() >= 0) stop.push_back(tokenizer.eos_id());
   if (model.llama2c) stop.push_back(model.config.bos_id);  // these models separate their texts with BOS
@@ -129,6 +133,7 @@ void add_generate(CLI::App& app, Run* run) {
   auto o = std::make_shared<Options>();
   command->add_option("--model", o->model, "Hugging Face directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
+  command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
   auto* prompt = command->add_option("--prompt", o->prompt, "text to continue; empty starts from BOS");
   command->add_option("--prompt-file", o->prompt_file, "file with the text to continue")->excludes(prompt);
   command->add_option("--max-tokens", o->max_tokens, "new tokens at most; default 256")->check(CLI::Range(int64_t{0}, int64_t{1} << 30));

@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 
+#include "models/adapter.h"
 #include "models/generator.h"
 #include "models/io/safetensors.h"
 #include "models/sampler.h"
@@ -15,6 +16,7 @@
 #include "tensor/file.h"
 #include "tensor/sha256.h"
 #include "tools/cli/cli.h"
+#include "train/optimizer.h"
 
 namespace thimble::cli {
 namespace {
@@ -40,25 +42,36 @@ class Parity {
     read_inputs();
     for (const TensorInfo& t : expected_.tensors())
       if (t.name.rfind("grad.", 0) == 0) wants_grads_ = true;
+    const bool peft = file_exists(o_.dir + "/adapter_config.json");
     LoadOptions load;
-    load.trainable = wants_grads_;
+    load.trainable = (wants_grads_ && !peft) || merges();
     load.budget = &session_.budget();
-    model_ = load_model(o_.dir, session_.kernels(), load);
+    model_ = load_model(peft ? base_of_adapter() : o_.dir, session_.kernels(), load);
     for (const std::string& w : model_.warnings) warn(w);
-    if (wants_grads_) enable_gradients(model_);
+    if (peft) adapter_ = std::make_unique<Adapter>(model_, session_.kernels(), o_.dir, &session_.budget());
+    if (wants_grads_) {
+      if (adapter_)
+        adapter_->enable_gradients();
+      else
+        enable_gradients(model_);
+    }
+    make_rows();
     ctx_ = session_.make_context();
     // Greedy continuation goes beyond the stored rows.
     int64_t tokens = length_;
     if (expected_.find("greedy_ids")) tokens = std::max(tokens, kPrompt + expected_.find("greedy_ids")->elements());
+    if (adapter_) tokens += adapter_->n_virtual();
     transformer_ = std::make_unique<Transformer>(model_, std::min(tokens, std::max<int64_t>(model_.config.max_positions, length_)));
-    if (expected_.find("logits")) compare_logits();
+    if (expected_.find("logits")) compare_logits("logits");
     if (expected_.find("loss") || wants_grads_) compare_loss_and_gradients();
     if (expected_.find("greedy_ids")) compare_greedy();
     compare_dequantized();
+    if (merges()) compare_merged();
     return report();
   }
 
  private:
+  static constexpr double kAtolMerged = 1e-5;  // weights have a standard deviation of 0.2
   static constexpr int64_t kPrompt = 8;  // greedy continuation starts from this many tokens of the first sequence
 
   void read_inputs() {
@@ -75,8 +88,45 @@ class Parity {
         throw Error(ErrorCode::input, fmt::format("{}: tensor input_ids holds {}: expected a token id", expected_.path(), id), "");
       ids_.push_back(static_cast<int32_t>(id));
     }
-    for (int64_t s = 0; s <= n_seqs_; ++s) cu_seqlens_.push_back(static_cast<int32_t>(s * length_));
     used_.insert("input_ids");
+  }
+
+  bool merges() const {
+    for (const TensorInfo& t : expected_.tensors())
+      if (t.name.rfind("merged", 0) == 0) return true;
+    return false;
+  }
+
+  // --base, or base_model_name_or_path relative to the case.
+  std::string base_of_adapter() const {
+    if (!o_.base.empty()) return o_.base;
+    const std::string path = o_.dir + "/adapter_config.json";
+    const nlohmann::json json = parse_json_file(path);
+    return join_path(o_.dir, JsonObject(json, path).require_string("base_model_name_or_path"));
+  }
+
+  // The rows of the batch: the stored ids, behind the virtual tokens of a prompt adapter. A row's label is the next
+  // stored id of its sequence.
+  void make_rows() {
+    const int64_t virtuals = adapter_ && adapter_->kind() == AdapterKind::prompt ? adapter_->n_virtual() : 0;
+    cu_seqlens_.push_back(0);
+    for (int64_t s = 0; s < n_seqs_; ++s) {
+      for (int64_t t = 0; t < virtuals; ++t) {
+        rows_.push_back(kVirtualToken);
+        labels_.push_back(t + 1 == virtuals ? ids_[size_t(s * length_)] : -1);
+      }
+      for (int64_t t = 0; t < length_; ++t) {
+        rows_.push_back(ids_[size_t(s * length_ + t)]);
+        labels_.push_back(t + 1 < length_ ? ids_[size_t(s * length_ + t + 1)] : -1);
+      }
+      cu_seqlens_.push_back(static_cast<int32_t>(rows_.size()));
+    }
+    segment_ = {0, static_cast<int64_t>(rows_.size()), adapter_.get()};
+    for (int32_t id : ids_)
+      if (id >= model_.config.vocab_size)
+        throw Error(ErrorCode::input, fmt::format("{}: tensor input_ids holds {}: the vocabulary has {} entries", expected_.path(), id,
+                                                  model_.config.vocab_size),
+                    "the stored numbers belong to another model");
   }
 
   std::vector<float> stored(const std::string& name, int64_t elements) {
@@ -99,43 +149,38 @@ class Parity {
     checks_.push_back({name, metric, value, limit, value <= limit});  // false for NaN
   }
 
-  Batch batch() const { return {ids_.data(), n_seqs_ * length_, cu_seqlens_.data(), n_seqs_, nullptr}; }
+  Batch batch() const { return {rows_.data(), static_cast<int64_t>(rows_.size()), cu_seqlens_.data(), n_seqs_, nullptr, &segment_, adapter_ ? 1 : 0}; }
 
-  void compare_logits() {
+  void compare_logits(const std::string& key) {
     const ArenaScope scope(ctx_->saved);
     const Batch b = batch();
     const Var logits = transformer_->logits(*ctx_, transformer_->forward(*ctx_, b));
-    const std::vector<float> want = stored("logits", logits.t.numel());
+    const std::vector<float> want = stored(key, logits.t.numel());
     const float* got = logits.t.f32();
     double worst = 0;
     for (size_t i = 0; i < want.size(); ++i) {
       const double d = std::fabs(double(got[i]) - double(want[i]));
       if (!(d <= worst)) worst = d;
     }
-    remember("logits", got, want.size() * sizeof(float));
-    check("logits", "max_abs", worst, o_.atol_logits);
+    remember(key, got, want.size() * sizeof(float));
+    check(key, "max_abs", worst, o_.atol_logits);
   }
 
   void compare_loss_and_gradients() {
-    std::vector<int32_t> labels(ids_.size(), -1);
-    for (int64_t s = 0; s < n_seqs_; ++s)
-      for (int64_t t = 0; t + 1 < length_; ++t) labels[size_t(s * length_ + t)] = ids_[size_t(s * length_ + t + 1)];
-    for (int32_t id : ids_)
-      if (id >= model_.config.vocab_size)
-        throw Error(ErrorCode::input, fmt::format("{}: tensor input_ids holds {}: the vocabulary has {} entries", expected_.path(), id,
-                                                  model_.config.vocab_size), "");
+    double count = 0;
+    for (int32_t label : labels_) count += label >= 0;
     const ArenaScope scope(ctx_->saved);
     Tape tape;
     if (wants_grads_) ctx_->tape = &tape;
     const Batch b = batch();
     const Var hidden = transformer_->forward(*ctx_, b);
-    const double loss = transformer_->loss(*ctx_, hidden, labels.data(), double(n_seqs_ * (length_ - 1)));
+    const double loss = transformer_->loss(*ctx_, hidden, labels_.data(), std::max(1.0, count));
     if (wants_grads_) backward(*ctx_);
     ctx_->tape = nullptr;
     remember("loss", &loss, sizeof loss);
     if (expected_.find("loss")) check("loss", "abs", std::fabs(loss - double(stored("loss", 1)[0])), o_.atol_loss);
     if (!wants_grads_) return;
-    export_tensors(model_, session_.kernels(), ExportWhat::gradients, [&](const ExportedTensor& t) {
+    const auto compare = [&](const ExportedTensor& t) {
       const std::string name = file_key("grad.", t.name, "");
       remember("grad." + t.name, t.data.data(), t.data.size() * sizeof(float));
       if (name.empty()) return;
@@ -147,7 +192,27 @@ class Parity {
         norm += double(want[i]) * double(want[i]);
       }
       check(name, "l2", std::sqrt(difference), o_.rtol_grad * std::sqrt(norm) + o_.atol_grad);
+    };
+    if (adapter_)
+      adapter_->export_tensors(ExportWhat::gradients, compare);
+    else
+      export_tensors(model_, session_.kernels(), ExportWhat::gradients, compare);
+  }
+
+  // Folds the adapter into the base, compares the folded weights, then the logits of the folded model.
+  void compare_merged() {
+    adapter_->merged(model_, session_.kernels(), [&](const ExportedTensor& t) {
+      remember("merged." + t.name, t.data.data(), t.data.size() * sizeof(float));
+      THIMBLE_CHECK(import_tensor(model_, t));
+      const std::string name = file_key("merged.", t.name, "");
+      if (name.empty()) return;
+      const std::vector<float> want = stored(name, static_cast<int64_t>(t.data.size()));
+      double worst = 0;
+      for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::fabs(double(t.data[i]) - double(want[i])));
+      check(name, "max_abs", worst, kAtolMerged);
     });
+    adapter_.reset();
+    if (expected_.find("merged_logits")) compare_logits("merged_logits");
   }
 
   // The key under which the file stores a tensor: base-model files lack the family's prefix. "" when absent.
@@ -166,19 +231,21 @@ class Parity {
     used_.insert("greedy_ids");
     const int64_t prompt = std::min(kPrompt, length_), n = info->elements(), vocab = model_.config.vocab_size;
     std::vector<int64_t> cached, recomputed;
-    Generator generator(*transformer_, *ctx_, prompt + n);
+    Generator generator(*transformer_, *ctx_, prompt + n, adapter_.get());
     const float* logits = generator.feed(ids_.data(), prompt);
     while (static_cast<int64_t>(cached.size()) < n) {
       const int32_t id = argmax(logits, vocab);
       cached.push_back(id);
       if (static_cast<int64_t>(cached.size()) < n) logits = generator.feed(&id, 1);
     }
-    std::vector<int32_t> text(ids_.begin(), ids_.begin() + prompt);
+    std::vector<int32_t> text(static_cast<size_t>(cu_seqlens_[1] - length_), kVirtualToken);
+    text.insert(text.end(), ids_.begin(), ids_.begin() + prompt);
     while (static_cast<int64_t>(recomputed.size()) < n) {
       const ArenaScope scope(ctx_->saved);
       const auto count = static_cast<int32_t>(text.size());
       const int32_t cu[2] = {0, count};
-      const Batch b{text.data(), count, cu, 1, nullptr};
+      const AdapterSegment segment{0, count, adapter_.get()};
+      const Batch b{text.data(), count, cu, 1, nullptr, &segment, adapter_ ? 1 : 0};
       const Var hidden = transformer_->forward(*ctx_, b);
       Var last;
       last.t = Tensor::matrix(hidden.t.f32() + (count - 1) * hidden.t.cols(), 1, hidden.t.cols());
@@ -270,19 +337,137 @@ class Parity {
   std::unique_ptr<Transformer> transformer_;
   int64_t n_seqs_ = 0, length_ = 0;
   bool wants_grads_ = false;
-  std::vector<int32_t> ids_, cu_seqlens_;
+  std::unique_ptr<Adapter> adapter_;
+  AdapterSegment segment_;
+  std::vector<int32_t> ids_, rows_, labels_, cu_seqlens_;
   std::set<std::string> used_;
   std::map<std::string, std::string> computed_;
   std::vector<Check> checks_;
 };
 
+// Optimizer trajectories: the stored run is repeated from the base's weights on the same batch, and parameters, losses and
+// gradient norms are compared after the last step.
+class Trajectory {
+ public:
+  explicit Trajectory(const Options& options) : o_(options), session_(options.common), file_(options.trajectory) {}
+
+  int run() {
+    if (o_.base.empty()) throw Error(ErrorCode::usage, "parity --trajectory needs --base DIR", "give the model that the trajectory starts from");
+    LoadOptions load;
+    load.trainable = true;
+    Model model = load_model(o_.base, session_.kernels(), load);
+    enable_gradients(model);
+    const std::vector<double> lrs = values("lrs"), losses = values("losses"), norms = values("grad_norms");
+    if (losses.size() != lrs.size() + 1 || norms.size() != lrs.size())
+      throw Error(ErrorCode::input, file_.path() + ": tensors losses, grad_norms and lrs do not fit together", "expected n + 1, n and n entries");
+    read_ids(model.config.vocab_size);
+    auto ctx = session_.make_context();
+    Transformer transformer(model, length_);
+    const std::string name = o_.trajectory.substr(o_.trajectory.rfind('/') + 1);
+    AdamwOptions adamw;
+    adamw.weight_decay = 0.1;
+    adamw.clip_norm = name.find("noclip") == std::string::npos ? 1.0 : 0.0;
+    adamw.decay_vectors = name.find("nodecay_norms") == std::string::npos;
+    std::vector<Parameter> parameters = model_parameters(model);
+    Adamw optimizer(parameters, &session_.budget());
+    std::vector<double> got_losses, got_norms;
+    for (size_t step = 0; step <= lrs.size(); ++step) {
+      const ArenaScope scope(ctx->saved);
+      Tape tape;
+      ctx->tape = &tape;
+      const Batch batch{ids_.data(), static_cast<int64_t>(ids_.size()), cu_seqlens_.data(), n_seqs_};
+      const Var hidden = transformer.forward(*ctx, batch);
+      got_losses.push_back(transformer.loss(*ctx, hidden, labels_.data(), double(n_seqs_ * (length_ - 1))));
+      if (step < lrs.size()) {
+        backward(*ctx);
+        got_norms.push_back(optimizer.step(*ctx, adamw, lrs[step]));
+      }
+      ctx->tape = nullptr;
+    }
+    for (size_t i = 0; i < losses.size(); ++i) check(fmt::format("losses[{}]", i), "abs", std::fabs(got_losses[i] - losses[i]), 1e-4);
+    for (size_t i = 0; i < norms.size(); ++i)
+      check(fmt::format("grad_norms[{}]", i), "relative", std::fabs(got_norms[i] - norms[i]) / std::max(1e-12, norms[i]), o_.rtol_grad);
+    Sha256 digest;
+    export_tensors(model, session_.kernels(), ExportWhat::weights, [&](const ExportedTensor& t) {
+      digest.update(t.name);
+      digest.update(t.data.data(), t.data.size() * sizeof(float));
+      if (!file_.find("param." + t.name)) return;
+      const std::vector<double> want = values("param." + t.name);
+      if (want.size() != t.data.size()) throw Error(ErrorCode::input, fmt::format("{}: tensor param.{} has the wrong size", file_.path(), t.name), "");
+      double worst = 0;
+      for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::fabs(double(t.data[i]) - want[i]));
+      check("param." + t.name, "max_abs", worst, 2e-6);
+    });
+    return report(digest.hex());
+  }
+
+ private:
+  std::vector<double> values(const std::string& name) {
+    const TensorInfo* info = file_.find(name);
+    if (!info) throw Error(ErrorCode::input, file_.path() + ": tensor " + name + " is missing", "give an optimizer trajectory");
+    used_.insert(name);
+    std::vector<double> out(static_cast<size_t>(info->elements()));
+    file_.read_f64(*info, out.data());
+    return out;
+  }
+
+  void read_ids(int64_t vocab) {
+    const TensorInfo* info = file_.find("input_ids");
+    if (!info || info->shape.size() != 2 || info->shape[1] < 2)
+      throw Error(ErrorCode::input, file_.path() + ": tensor input_ids: expected an integer matrix [sequences, tokens]", "");
+    std::vector<int64_t> wide(static_cast<size_t>(info->elements()));
+    file_.read_i64(*info, wide.data());
+    used_.insert("input_ids");
+    n_seqs_ = info->shape[0];
+    length_ = info->shape[1];
+    for (size_t i = 0; i < wide.size(); ++i) {
+      if (wide[i] < 0 || wide[i] >= vocab)
+        throw Error(ErrorCode::input, fmt::format("{}: tensor input_ids holds {}: the vocabulary has {} entries", file_.path(), wide[i], vocab), "");
+      ids_.push_back(static_cast<int32_t>(wide[i]));
+      labels_.push_back((static_cast<int64_t>(i) + 1) % length_ != 0 ? static_cast<int32_t>(wide[i + 1]) : -1);
+    }
+    for (int64_t s = 0; s <= n_seqs_; ++s) cu_seqlens_.push_back(static_cast<int32_t>(s * length_));
+  }
+
+  void check(const std::string& name, const char* metric, double value, double limit) {
+    checks_.push_back({name, metric, value, limit, value <= limit});
+  }
+
+  int report(const std::string& digest) {
+    bool pass = true;
+    std::string uncompared;
+    nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+    for (const TensorInfo& t : file_.tensors())
+      if (!used_.count(t.name)) uncompared += (uncompared.empty() ? "" : ", ") + t.name;
+    for (const Check& c : checks_) {
+      pass = pass && c.pass;
+      rows.push_back({{"name", c.name}, {"metric", c.metric}, {"value", c.value}, {"limit", c.limit}, {"pass", c.pass}});
+      if (!o_.common.json) write_stdout(fmt::format("{:4} {:60} {:10} {:.3g} <= {:.3g}\n", c.pass ? "ok" : "FAIL", c.name, c.metric, c.value, c.limit));
+    }
+    pass = pass && uncompared.empty();
+    if (o_.common.json)
+      print_json({{"schema", "thimble.parity/1"}, {"case", o_.trajectory}, {"pass", pass}, {"isa", tier_name(session_.kernels().tier)},
+                  {"threads", session_.threads()}, {"precision", o_.common.precision}, {"checks", rows}, {"compared", used_.size()},
+                  {"in_file", file_.tensors().size()}, {"digest", digest}});
+    else
+      write_stdout(fmt::format("{}: {} of {} keys compared, digest {}\n", pass ? "pass" : "FAIL", used_.size(), file_.tensors().size(), digest));
+    if (!uncompared.empty()) throw Error(ErrorCode::input, file_.path() + ": stored keys were not compared: " + uncompared, "");
+    return pass ? 0 : static_cast<int>(ErrorCode::mismatch);
+  }
+
+  const Options& o_;
+  Session session_;
+  SafetensorsFile file_;
+  int64_t n_seqs_ = 0, length_ = 0;
+  std::vector<int32_t> ids_, labels_, cu_seqlens_;
+  std::set<std::string> used_;
+  std::vector<Check> checks_;
+};
+
 int run_parity(const Options& o) {
-  if (!o.trajectory.empty())
-    throw Error(ErrorCode::unsupported, "--trajectory: optimizer trajectories are not supported yet", "run parity on a model directory");
-  if (o.dir.empty()) throw Error(ErrorCode::usage, "parity: DIR is missing", "for example: thimble parity tests/data/llama_gqa_untied");
+  if (!o.trajectory.empty()) return Trajectory(o).run();
+  if (o.dir.empty()) throw Error(ErrorCode::usage, "parity: DIR is missing", "for example: thimble parity tests/data/oracle/llama_gqa_untied");
   if (!is_directory(o.dir)) throw Error(ErrorCode::input, o.dir + ": no such directory", "give a directory with expected.safetensors");
-  if (file_exists(o.dir + "/adapter_config.json"))
-    throw Error(ErrorCode::unsupported, o.dir + "/adapter_config.json: PEFT adapters are not supported yet", "");
   return Parity(o).run();
 }
 
@@ -292,7 +477,7 @@ void add_parity(CLI::App& app, Run* run) {
   CLI::App* command = app.add_subcommand("parity", "compare the engine with stored reference numbers");
   command->footer(
       "DIR is a model directory with expected.safetensors: input_ids, and any of logits, loss, grad.NAME, greedy_ids,\n"
-      "dequant.NAME. Exit 7 when a tolerance is exceeded, 3 when a stored key is not compared.\n"
+      "dequant.NAME; or a PEFT adapter directory with merged.NAME and merged_logits besides. Exit 7 when a tolerance is exceeded, 3 when a stored key is not compared.\n"
       "Example: thimble parity ../shared/oracle/hf/llama_gqa_untied --isa avx2 --threads 1");
   auto o = std::make_shared<Options>();
   command->add_option("DIR", o->dir, "the case");
