@@ -2,6 +2,8 @@
 // machine can do at most. The first command to run on a new machine, and the first thing to attach to a bug report.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "tensor/blas.h"
 #include "tools/cli/cli.h"
 #include "tools/cli/machine.h"
@@ -54,8 +56,8 @@ Report examine(const Session& session, bool roofline) {
                          "it: update-alternatives --config libopenblas.so.0-x86_64-linux-gnu");
   if (r.openmp.size() > 1) r.warnings.push_back("two OpenMP runtimes are loaded; their threads compete for the cores");
   if (tier_supported(Tier::avx512) && !blas_core_is_avx512(r.blas.core))
-    r.warnings.push_back(fmt::format("OpenBLAS chose {} kernels although this machine has AVX-512: only its Cholesky and comparisons are slower; "
-                                     "OPENBLAS_CORETYPE=SKYLAKEX forces the others",
+    r.warnings.push_back(fmt::format("OpenBLAS runs its {} kernels although this machine has AVX-512. Only its Cholesky and comparisons are slower; "
+                                     "OPENBLAS_CORETYPE=SKYLAKEX chooses the faster ones",
                                      r.blas.core));
   if (r.machine.build_type == "Debug") r.warnings.push_back("this is a debug build; use --preset release for speed");
   if (!roofline) return r;

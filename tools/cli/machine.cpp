@@ -48,11 +48,6 @@ int64_t meminfo(const std::string& key) {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 // Seconds from the first start to the last end of work(i), i < threads, each on a thread of its own.
 template <class Work>
 double time_together(int threads, const Work& work) {
@@ -70,9 +65,12 @@ double time_together(int threads, const Work& work) {
   return *std::max_element(ends.begin(), ends.end()) - *std::min_element(begins.begin(), begins.end());
 }
 
-constexpr int kRepeats = 7;
+// Whatever else runs on the machine can only take away from a peak, so the best of many short windows is reported: most
+// windows of a millisecond see no other process even on a busy machine.
+constexpr int kArithmeticWindows = 40, kMemoryWindows = 9;
+constexpr double kWindowSeconds = 1e-3;
 
-// Operations per second of an arithmetic probe; the length of a run is found first.
+// Operations per second of an arithmetic probe; the length of a window is found first.
 double measure_arithmetic(ProbeFn probe, const void* operands, double ops_per_step, int threads) {
   alignas(64) float sinks[kProbeChains];
   int64_t steps = 256;
@@ -80,18 +78,21 @@ double measure_arithmetic(ProbeFn probe, const void* operands, double ops_per_st
     const double start = now();
     probe({steps, operands, sinks});
     const double seconds = now() - start;
-    if (seconds > 4e-3 || steps > (int64_t{1} << 34)) break;
-    steps = seconds > 5e-4 ? static_cast<int64_t>(double(steps) * 6e-3 / seconds) : steps * 4;
+    if (seconds > kWindowSeconds / 4) {
+      steps = std::max<int64_t>(1, static_cast<int64_t>(double(steps) * kWindowSeconds / seconds));
+      break;
+    }
+    steps *= 2;
   }
-  std::vector<double> rates;
-  for (int r = 0; r < kRepeats; ++r) {
+  double best = 0;
+  for (int r = 0; r < kArithmeticWindows; ++r) {
     const double seconds = time_together(threads, [&](int64_t) {
       alignas(64) float sink[kProbeChains];
       probe({steps, operands, sink});
     });
-    rates.push_back(ops_per_step * double(kProbeChains) * double(steps) * threads / seconds);
+    best = std::max(best, ops_per_step * double(kProbeChains) * double(steps) * threads / seconds);
   }
-  return median(rates);
+  return best;
 }
 
 // Operands of ordinary size, so that no chain runs into infinity, zero or subnormals.
@@ -202,21 +203,18 @@ Roofline measure_roofline(const KernelTable& kernels, int threads) {
     float* p = buffer.f32() + t * share;
     for (int64_t i = 0; i < share; ++i) p[i] = static_cast<float>(i % 7);
   });
-  std::vector<double> reads, copies;
-  for (int i = 0; i < kRepeats; ++i) {
+  for (int i = 0; i < kMemoryWindows; ++i) {
     const double read = time_together(threads, [&](int64_t t) {
       float sum;
       kernels.probe_read({share, buffer.f32() + t * share, &sum});
     });
-    reads.push_back(double(share) * 4 * threads / read);
+    r.read_gbs = std::max(r.read_gbs, double(share) * 4 * threads / read / 1e9);
     const double copy = time_together(threads, [&](int64_t t) {
       float* p = buffer.f32() + t * share;
       kernels.probe_copy({share / 2, p, p + share / 2});
     });
-    copies.push_back(double(share) * 4 * threads / copy);
+    r.copy_gbs = std::max(r.copy_gbs, double(share) * 4 * threads / copy / 1e9);
   }
-  r.read_gbs = median(reads) / 1e9;
-  r.copy_gbs = median(copies) / 1e9;
   return r;
 }
 

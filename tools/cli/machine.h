@@ -34,7 +34,8 @@ struct Roofline {
   double read_gbs = 0, copy_gbs = 0;                      // 1e9 bytes per second, far beyond the last-level cache
   int threads = 0;
 };
-// Runs the probe slots of the table on that many threads at once; medians of repeats. Takes about half a second.
+// Runs the probe slots of the table on that many threads at once; the best of repeated short windows, because other
+// processes only ever take away. Takes about half a second.
 Roofline measure_roofline(const KernelTable& kernels, int threads);
 
 }  // namespace thimble

@@ -1,0 +1,30 @@
+// What the parts of thimble_bench share: the options of the run, the measured peaks, the clock.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "kernels/kernel_table.h"
+
+namespace thimble::bench {
+
+struct Run {
+  std::vector<Tier> tiers;                // to compare: supported, at or above the cap
+  Tier cap = Tier::ref;
+  int threads = 1;                        // of the driver and model benches; slots run on one
+  double peak_gflops[3][kTierCount] = {};  // [Peak][tier], one thread
+  double read_gbs[kTierCount] = {};       // one thread
+  int64_t cache_bytes = 0;                // last level; what is cold must exceed it
+};
+enum Peak { kPeakF32, kPeakBf16, kPeakInt8 };
+
+void register_slots(const Run& run);
+void register_gemm(const Run& run);
+void register_model(const Run& run);
+
+inline double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace thimble::bench

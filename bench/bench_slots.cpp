@@ -1,0 +1,105 @@
+// Every slot of the manifest x every supported tier with a kernel of its own x the bench shapes of its Problem, on one
+// thread, as slot/tier/shape. A new slot of a known signature appears here without an edit.
+//
+// Memory-bound work runs on rotating copies of the problem that together exceed the last-level cache: the same small
+// set again and again would measure the cache. The copies are kept between the tiers of one shape.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "bench/bench.h"
+#include "tests/kernels/problems_gemm.h"
+#include "tests/kernels/problems_probe.h"
+#include "tests/kernels/problems_rows.h"
+
+namespace thimble::bench {
+namespace {
+
+using testing::Problem;
+using testing::Shape;
+using testing::SlotInfo;
+
+// The peak that a slot is judged by: that of the unit which does its multiplications.
+Peak peak_of(const std::string& slot) {
+  if (slot == "probe_int8" || slot == "gemm_q8_i8" || slot == "gemm_q4_i8") return kPeakInt8;
+  return slot == "probe_bf16" ? kPeakBf16 : kPeakF32;
+}
+
+// One set at a time: the benches of a shape run one after another.
+template <class Fn>
+std::vector<std::unique_ptr<Problem<Fn>>>& problems(const SlotInfo& slot, const Shape& shape, bool cold, int64_t cache_bytes) {
+  static std::vector<std::unique_ptr<Problem<Fn>>> set;
+  static std::string key;
+  const std::string wanted = std::string(slot.name) + shape.label;
+  if (key == wanted) return set;
+  set.clear();
+  key = wanted;
+  set.push_back(std::make_unique<Problem<Fn>>(slot, shape, 1, 0));
+  const double bytes = std::max(1.0, set[0]->bytes());
+  const int64_t copies = cold ? std::clamp<int64_t>(static_cast<int64_t>(2.0 * static_cast<double>(cache_bytes) / bytes) + 1, 1, 4096) : 1;
+  for (int64_t i = 1; i < copies; ++i) set.push_back(std::make_unique<Problem<Fn>>(slot, shape, static_cast<uint64_t>(i) + 1, 0));
+  return set;
+}
+
+template <class Fn>
+void run_slot(benchmark::State& state, const Run& run, const SlotInfo& slot, const Shape& shape, Tier tier, Fn fn) {
+  const auto t = static_cast<size_t>(tier);
+  const double peak = run.peak_gflops[peak_of(slot.name)][t] * 1e9, bandwidth = run.read_gbs[t] * 1e9;
+  double flops, bytes;
+  {
+    const Problem<Fn> sample(slot, shape, 1, 0);
+    flops = sample.flops();
+    bytes = sample.bytes();
+  }
+  const bool cold = bandwidth > 0 && flops / peak < bytes / bandwidth;
+  auto& set = problems<Fn>(slot, shape, cold, run.cache_bytes);
+  size_t next = 0;
+  double best = 1e30;
+  for (auto _ : state) {
+    const double start = now();
+    set[next]->run(fn);
+    benchmark::ClobberMemory();
+    const double seconds = now() - start;
+    state.SetIterationTime(seconds);
+    best = std::min(best, seconds);
+    if (++next == set.size()) next = 0;
+  }
+  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+  state.counters["flops"] = flops;
+  state.counters["bytes"] = bytes;
+  state.counters["FLOP/s"] = benchmark::Counter(flops, rate);
+  state.counters["B/s"] = benchmark::Counter(bytes, rate);
+  if (peak > 0 && bandwidth > 0) {
+    const double roof_seconds = std::max(flops / peak, bytes / bandwidth);
+    state.counters["roof_fraction"] = benchmark::Counter(roof_seconds, rate);
+    state.counters["roof_best"] = roof_seconds / best;
+  }
+  state.SetLabel(cold ? "cold, " + std::to_string(set.size()) + " copies" : "warm");
+}
+
+template <class Fn>
+void register_slot(const Run& run, const SlotInfo& slot, Fn KernelTable::*field) {
+  for (const Shape& shape : Problem<Fn>::bench_shapes(slot)) {
+    std::string label = shape.label;
+    std::replace(label.begin(), label.end(), ' ', ',');
+    for (const Tier tier : run.tiers) {
+      const KernelTable table = build_kernel_table(tier);
+      if (table.origin[static_cast<size_t>(slot.id)] != tier) continue;  // the kernel of an ancestor: measured there
+      const std::string name = std::string(slot.name) + "/" + tier_name(tier) + "/" + label;
+      benchmark::RegisterBenchmark(name.c_str(), [run, slot, shape, tier, fn = table.*field](benchmark::State& state) {
+        run_slot<Fn>(state, run, slot, shape, tier, fn);
+      })->UseManualTime()->Unit(benchmark::kMicrosecond);
+    }
+  }
+}
+
+}  // namespace
+
+void register_slots(const Run& run) {
+#define SLOT(field, type, name, kind) register_slot<type>(run, {SlotId::field, name, #kind}, &KernelTable::field);
+#include "kernels/kernel_slots.def"
+#undef SLOT
+}
+
+}  // namespace thimble::bench

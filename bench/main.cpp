@@ -1,0 +1,160 @@
+// thimble_bench: Google Benchmark with this machine's record and measured peaks as context.
+//   --filter RE  --isa TIER  --shape NAME  --threads N  --json OUT   and every --benchmark_* option.
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "bench/bench.h"
+#include "tensor/blas.h"
+#include "tensor/error.h"
+#include "tensor/parallel.h"
+#include "tools/cli/machine.h"
+
+namespace thimble::bench {
+namespace {
+
+constexpr const char* kPreparedFlag = "--prepared";
+
+struct Options {
+  std::string isa, filter, shape, json;
+  int threads = 0;
+  bool prepared = false;
+  std::vector<std::string> rest;  // for Google Benchmark
+};
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    const size_t equals = arg.find('=');
+    const std::string name = arg.substr(0, equals);
+    const bool known = name == "--isa" || name == "--filter" || name == "--shape" || name == "--json" || name == "--threads";
+    if (!known) {
+      if (arg == kPreparedFlag) o.prepared = true;
+      else o.rest.push_back(arg);
+      continue;
+    }
+    std::string value;
+    if (equals != std::string::npos) value = arg.substr(equals + 1);
+    else if (i + 1 < argc) value = argv[++i];
+    if (value.empty()) throw Error(ErrorCode::usage, name + " needs a value");
+    if (name == "--isa") o.isa = value;
+    if (name == "--filter") o.filter = value;
+    if (name == "--shape") o.shape = value;
+    if (name == "--json") o.json = value;
+    if (name == "--threads") o.threads = std::atoi(value.c_str());
+    if (name == "--threads" && (o.threads < 1 || o.threads > 4096)) throw Error(ErrorCode::usage, "--threads must lie in 1..4096, got " + value);
+  }
+  return o;
+}
+
+Tier cap_of(const std::string& isa) {
+  Tier tier = best_tier();
+  if (isa.empty()) return tier;
+  if (tier_from_name(isa.c_str(), &tier) && tier_supported(tier)) return tier;
+  std::string valid;
+  for (const Tier t : describe_machine().tiers) valid += (valid.empty() ? "" : ", ") + std::string(tier_name(t));
+  throw Error(ErrorCode::usage, "--isa: this machine has no tier \"" + isa + "\"", "valid tiers: " + valid);
+}
+
+// OpenBLAS chooses its kernels while it is loaded, and may choose older ones than the CPU has; both thread pools spin
+// long after their work, which on few cores slows whoever is measured next. The environment says otherwise, and must do
+// so before the libraries load: so this process starts itself once more.
+void prepare_environment(Tier cap, char** argv, int argc) {
+  const bool avx512 = tier_includes(cap, Tier::avx512), avx2 = tier_includes(cap, Tier::avx2);
+  if (avx512 || avx2) ::setenv("OPENBLAS_CORETYPE", avx512 ? "SKYLAKEX" : "HASWELL", 1);
+  ::setenv("OPENBLAS_THREAD_TIMEOUT", "18", 1);  // 2^18 cycles instead of 2^26
+  ::setenv("KMP_BLOCKTIME", "1", 1);             // 1 ms instead of 200
+  std::vector<char*> arguments(argv, argv + argc);
+  std::string prepared = kPreparedFlag;
+  arguments.push_back(prepared.data());
+  arguments.push_back(nullptr);
+  ::execv("/proc/self/exe", arguments.data());  // returns only when it fails: then compare as we are, and say so
+  fmt::print(stderr, "warning: cannot restart with OPENBLAS_CORETYPE set; OpenBLAS runs its {} kernels\n", blas_info().core);
+}
+
+std::string kibibytes(int64_t bytes) { return fmt::format("{} KiB", bytes >> 10); }
+
+void add_context(const Machine& m, const Run& run) {
+  std::string tiers;
+  for (const Tier t : run.tiers) tiers += (tiers.empty() ? "" : " ") + std::string(tier_name(t));
+  benchmark::AddCustomContext("cpu", m.cpu);
+  benchmark::AddCustomContext("tiers", tiers);
+  benchmark::AddCustomContext("threads", std::to_string(run.threads));
+  benchmark::AddCustomContext("l1d_l2_l3", kibibytes(m.l1d_bytes) + ", " + kibibytes(m.l2_bytes) + ", " + kibibytes(m.l3_bytes));
+  benchmark::AddCustomContext("governor", m.governor);
+  benchmark::AddCustomContext("compiler", m.compiler);
+  benchmark::AddCustomContext("thimble_build_type", m.build_type);
+  benchmark::AddCustomContext("commit", m.commit);
+  benchmark::AddCustomContext("openblas", blas_info().core + ", " + blas_info().flavour);
+}
+
+int run_benches(int argc, char** argv) {
+  const Options options = parse(argc, argv);
+  Run run;
+  run.cap = cap_of(options.isa);
+  if (!options.prepared) prepare_environment(run.cap, argv, argc);
+  const Machine machine = describe_machine();
+  for (const Tier t : machine.tiers) {
+    if (tier_includes(run.cap, t) || options.isa.empty()) run.tiers.push_back(t);
+  }
+  run.threads = options.threads > 0 ? options.threads : machine.threads;
+  run.cache_bytes = machine.l3_bytes > 0 ? machine.l3_bytes : int64_t{32} << 20;
+
+  std::vector<std::string> arguments = options.rest;
+  std::string filter = options.filter;
+  if (!options.shape.empty()) filter = filter.empty() ? options.shape : filter + ".*" + options.shape;
+  if (!filter.empty()) arguments.push_back("--benchmark_filter=" + filter);
+  if (!options.json.empty()) {
+    arguments.push_back("--benchmark_out=" + options.json);
+    arguments.push_back("--benchmark_out_format=json");
+  }
+  bool measures = true;
+  std::vector<char*> pointers = {argv[0]};
+  for (std::string& a : arguments) {
+    if (a.rfind("--benchmark_list_tests", 0) == 0) measures = false;
+    pointers.push_back(a.data());
+  }
+  int count = static_cast<int>(pointers.size());
+  pointers.push_back(nullptr);
+  benchmark::Initialize(&count, pointers.data());
+  if (benchmark::ReportUnrecognizedArguments(count, pointers.data())) return static_cast<int>(ErrorCode::usage);
+
+  add_context(machine, run);
+  for (const Tier t : run.tiers) {
+    if (!measures) break;
+    const Roofline r = measure_roofline(build_kernel_table(t), 1);
+    const auto i = static_cast<size_t>(t);
+    run.peak_gflops[kPeakF32][i] = r.f32_gflops;
+    run.peak_gflops[kPeakBf16][i] = r.bf16_gflops;
+    run.peak_gflops[kPeakInt8][i] = r.int8_gops;
+    run.read_gbs[i] = r.read_gbs;
+    benchmark::AddCustomContext(fmt::format("peak_{}", tier_name(t)),
+                                fmt::format("one thread: f32 {:.1f} GFLOP/s, bf16 {:.1f} GFLOP/s, int8 {:.1f} GOP/s, read {:.1f} GB/s, copy {:.1f} GB/s",
+                                            r.f32_gflops, r.bf16_gflops, r.int8_gops, r.read_gbs, r.copy_gbs));
+  }
+  register_slots(run);
+  register_gemm(run);
+  register_model(run);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
+
+}  // namespace
+}  // namespace thimble::bench
+
+int main(int argc, char** argv) {
+  try {
+    return thimble::bench::run_benches(argc, argv);
+  } catch (const thimble::Error& e) {
+    fmt::print(stderr, "error: {}\n", e.what());
+    if (!e.hint().empty()) fmt::print(stderr, "hint: {}\n", e.hint());
+    return static_cast<int>(e.code());
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "error: internal error: {}\n", e.what());
+    return static_cast<int>(thimble::ErrorCode::internal);
+  }
+}
