@@ -37,10 +37,13 @@ void check_config(const ModelConfig& c, const std::string& file) {
     throw Error(ErrorCode::input, file + ": " + what, "check the model's config.json");
   };
   if (c.n_heads % c.n_kv_heads != 0)
-    fail(fmt::format("{} attention heads cannot be shared by {} key/value heads: expected a divisor", c.n_heads, c.n_kv_heads));
-  if (c.head_dim > 1024) fail(fmt::format("head dimension {} is too large: expected at most 1024", c.head_dim));
+    fail(fmt::format("field \"num_key_value_heads\": {} attention heads cannot be shared by {} key/value heads: expected a divisor",
+                     c.n_heads, c.n_kv_heads));
+  if (c.head_dim > 1024)
+    fail(fmt::format("field \"head_dim\" (or hidden size / heads): {} is too large: expected at most 1024", c.head_dim));
   if (c.positions == PositionKind::rope && (c.rope.dims < 2 || c.rope.dims % 2 != 0 || c.rope.dims > c.head_dim))
-    fail(fmt::format("{} rotary dimensions do not fit a head of {}: expected an even number from 2 to the head dimension",
+    fail(fmt::format("field \"head_dim\" or \"rotary_pct\": {} rotary dimensions do not fit a head of {}: "
+                     "expected an even number from 2 to the head dimension",
                      c.rope.dims, c.head_dim));
 }
 

@@ -48,11 +48,22 @@ Activation parse_activation(const JsonObject& json, const char* key, const char*
               "supported: gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish");
 }
 
+namespace {
+
+[[noreturn]] void refuse_rope(const JsonObject& scaling, const char* key, const char* why) {
+  throw Error(ErrorCode::unsupported, fmt::format("{}: rotary scaling field \"{}\": {}", scaling.file(), key, why),
+              "supported: default, linear, llama3, and yarn with rope factor, betas and attention_factor");
+}
+
+}  // namespace
+
 void parse_rope(const JsonObject& json, const char* theta_key, ModelConfig* c) {
   RopeConfig& r = c->rope;
   r.theta = json.get_double(theta_key, 10000.0, 1.0 + 1e-6, 1e15);
   std::optional<JsonObject> s = json.object("rope_scaling");
   if (std::optional<JsonObject> v5 = json.object("rope_parameters")) {
+    for (const auto& [key, value] : v5->json().items())
+      if (value.is_object()) refuse_rope(*v5, key.c_str(), "settings per layer type are not supported");
     r.theta = v5->get_double("rope_theta", r.theta, 1.0 + 1e-6, 1e15);
     if (!s) s = std::move(v5);
   }
@@ -73,6 +84,9 @@ void parse_rope(const JsonObject& json, const char* theta_key, ModelConfig* c) {
     r.beta_slow = s->get_double("beta_slow", 1, 1e-6, 1e6);
     r.attention_factor = s->get_double("attention_factor", 0, 0, 1e6);
     r.original_max_positions = s->get_int("original_max_position_embeddings", c->max_positions, 1, kMaxDim);
+    for (const char* key : {"mscale", "mscale_all_dim"})
+      if (s->get_double(key, 0) != 0) refuse_rope(*s, key, "its scale of the attention is not supported");
+    if (!s->get_bool("truncate", true)) refuse_rope(*s, "truncate", "yarn without rounded bounds is not supported");
   } else {
     throw Error(ErrorCode::unsupported,
                 fmt::format("{}: field \"rope_scaling.rope_type\": {} is not supported", json.file(), quote_for_message(type)),
@@ -98,7 +112,8 @@ ModelConfig parse_config(const JsonObject& json, const Family& family) {
   if (c.head_dim == 0) {
     if (c.hidden % c.n_heads != 0)
       throw Error(ErrorCode::input,
-                  fmt::format("{}: hidden size {} is not a multiple of {} attention heads", json.file(), c.hidden, c.n_heads),
+                  fmt::format("{}: field \"{}\": {} is not a multiple of the {} attention heads", json.file(),
+                              json.has("n_embd") ? "n_embd" : "hidden_size", c.hidden, c.n_heads),
                   "check the model's config.json, or give head_dim there");
     c.head_dim = c.hidden / c.n_heads;
   }

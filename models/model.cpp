@@ -92,6 +92,7 @@ class Loader {
 
   void run() {
     gptq_ = read_gptq_config(model_.path);
+    if (!gptq_) refuse_other_quantization(model_.path);
     if (gptq_) {
       for (const std::string& w : gptq_->warnings) model_.warnings.push_back(w);
       model_.quantization = fmt::format("gptq {}-bit {} {}{}", gptq_->bits,

@@ -1,5 +1,8 @@
 // Llama, Mistral and Qwen2: RMSNorm, SwiGLU, rotary positions, separate projections. They differ in biases and window.
+#include <algorithm>
+
 #include "models/families.h"
+#include "tensor/error.h"
 
 namespace thimble {
 namespace {
@@ -37,9 +40,26 @@ void parse_mistral(const JsonObject& json, ModelConfig* c) {
 void parse_qwen2(const JsonObject& json, ModelConfig* c) {
   parse_common(json, c);
   c->qkv_bias = true;  // hard-wired in this family; o_proj has none
-  if (json.get_bool("use_sliding_window", false)) {
-    c->window = json.get_int("sliding_window", 4096, 1, kMaxDim);
-    c->window_from_layer = json.get_int("max_window_layers", 0, 0, 4096);
+  if (!json.get_bool("use_sliding_window", false)) return;
+  // Absent fields mean the class defaults; a null window means none.
+  c->window = json.get_int("sliding_window", json.json().contains("sliding_window") ? 0 : 4096, 1, kMaxDim);
+  c->window_from_layer = json.get_int("max_window_layers", 28, 0, kMaxDim);
+  const nlohmann::json* types = json.find("layer_types");
+  if (!types || c->window == 0) return;
+  // Newer configs spell out what max_window_layers says. Layers with a window must be the last ones.
+  const char* expected = "as many names as there are layers, each full_attention or sliding_attention";
+  if (!types->is_array() || static_cast<int64_t>(types->size()) != c->n_layers) json.fail("layer_types", expected);
+  c->window_from_layer = c->n_layers;
+  for (int64_t l = 0; l < c->n_layers; ++l) {
+    const nlohmann::json& type = (*types)[static_cast<size_t>(l)];
+    if (type == "sliding_attention")
+      c->window_from_layer = std::min(c->window_from_layer, l);
+    else if (type != "full_attention")
+      json.fail("layer_types", expected);
+    else if (c->window_from_layer < l)
+      throw Error(ErrorCode::unsupported,
+                  json.file() + ": field \"layer_types\": full_attention behind sliding_attention is not supported",
+                  "supported: full_attention in the first layers, sliding_attention in all others");
   }
 }
 

@@ -37,12 +37,33 @@ const char* spelling(const JsonObject& o, std::initializer_list<const char*> nam
   return *names.begin();
 }
 
-std::optional<GptqConfig> parse_config(const JsonObject& o) {
+// The quantization method a config states. Without a name, a version means AWQ and a load_in flag bitsandbytes.
+std::string stated_method(const JsonObject& o) {
   const std::string version =
       lower(o.find("version") && o.find("version")->is_string() ? o.require_string("version") : "");
-  const char* method_key = spelling(o, {"method", "quant_method"});
+  const bool loads = o.has("load_in_4bit") || o.has("load_in_8bit");
+  return lower(o.get_string(spelling(o, {"method", "quant_method"}),
+                            !version.empty() ? "awq" : loads ? "bitsandbytes" : "gptq"));
+}
+
+// Calls fn with the object that describes the quantization, if the model has one.
+template <typename Fn>
+void with_quantization_config(const std::string& dir, const Fn& fn) {
+  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
+    const std::string path = join_path(dir, name);
+    if (!file_exists(path)) continue;
+    const nlohmann::json json = parse_json_file(path);
+    return fn(JsonObject(json, path));
+  }
+  const std::string path = join_path(dir, "config.json");
+  if (!file_exists(path)) return;
+  const nlohmann::json json = parse_json_file(path);
+  if (const std::optional<JsonObject> o = JsonObject(json, path).object("quantization_config")) fn(*o);
+}
+
+std::optional<GptqConfig> parse_config(const JsonObject& o) {
   const char* format_key = spelling(o, {"format", "checkpoint_format"});
-  std::string method = lower(o.get_string(method_key, version.empty() ? "gptq" : "awq"));
+  const std::string method = stated_method(o);
   std::string format = lower(o.get_string(format_key, "gptq"));
   for (const char* other : {"marlin", "bitblas", "exl3", "gptq_p"})
     if (method == other || format == other) unsupported(o.file(), fmt::format("the layout {} is not supported", other));
@@ -128,17 +149,19 @@ void check_version(const TensorView& qzeros, const GptqConfig& config) {
 }  // namespace
 
 std::optional<GptqConfig> read_gptq_config(const std::string& dir) {
-  for (const char* name : {"quantize_config.json", "quant_config.json"}) {
-    const std::string path = join_path(dir, name);
-    if (!file_exists(path)) continue;
-    const nlohmann::json json = parse_json_file(path);
-    return parse_config(JsonObject(json, path));
-  }
-  const std::string path = join_path(dir, "config.json");
-  if (!file_exists(path)) return std::nullopt;
-  const nlohmann::json json = parse_json_file(path);
-  const std::optional<JsonObject> o = JsonObject(json, path).object("quantization_config");
-  return o ? parse_config(*o) : std::nullopt;
+  std::optional<GptqConfig> config;
+  with_quantization_config(dir, [&](const JsonObject& o) { config = parse_config(o); });
+  return config;
+}
+
+void refuse_other_quantization(const std::string& dir) {
+  with_quantization_config(dir, [](const JsonObject& o) {
+    const std::string method = stated_method(o);
+    if (method != "gptq")
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: the quantization method {} is not supported", o.file(), quote_for_message(method)),
+                  "supported: gptq, or the model without quantization");
+  });
 }
 
 bool gptq_has(const SafetensorsSet& set, const std::string& module) { return set.has(module + ".qweight"); }

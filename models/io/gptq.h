@@ -28,6 +28,9 @@ struct GptqConfig {
 // unsupported for marlin, bitblas, exl3, gptq_p and per-module overrides.
 std::optional<GptqConfig> read_gptq_config(const std::string& dir);
 
+// Throws unsupported, naming method and file, when the model says that it is quantized by another method than gptq.
+void refuse_other_quantization(const std::string& dir);
+
 // The packed tensors of one linear; g_idx and bias may be empty.
 struct GptqSource {
   std::string name;  // of the module, for messages
