@@ -345,7 +345,6 @@ TaskResult run_ppl(const EvalOptions& o, Session& session, Loaded& l, Samples& s
   const double bits_stderr = bits_per_byte(result.nll_stderr * double(result.scored), bytes);
 
   TaskResult r;
-  r.original = static_cast<int64_t>(text.size());
   r.sha256 = sha256_hex(text);
   r.max_length = p.ctx;
   r.metrics = {{"perplexity,none", result.ppl},
