@@ -1,0 +1,41 @@
+// What a run will need, before anything of it is allocated. The activation, gradient and scratch arenas are not estimated
+// but rehearsed: the real step runs once over unbacked address space with kernels that do nothing, so the plan and the run
+// cannot drift apart.
+#pragma once
+
+#include <cstdint>
+
+#include "models/adapter.h"
+#include "models/transformer.h"
+#include "tensor/context.h"
+
+namespace thimble {
+
+struct MemoryPlan {
+  int64_t weights = 0, adapters = 0, grads = 0, optimizer = 0, activations = 0, kv = 0, base = 0;  // bytes
+  int64_t total() const { return weights + adapters + grads + optimizer + activations + kv + base; }
+};
+
+struct TrainShape {
+  int64_t sequences = 1;  // per micro-batch
+  int64_t length = 1;     // rows of each, virtual tokens included
+  bool full = false;      // all weights train; otherwise the adapter does
+  int moments = 2;        // floats per parameter that the optimizer keeps
+  int snapshots = 0;      // copies of the parameters kept for early stopping
+};
+
+// Resident memory of this process now.
+int64_t resident_bytes();
+// A table whose slots do nothing, with the block sizes of `like`.
+KernelTable rehearsal_table(const KernelTable& like);
+// A model of the same flags whose weights lie in unbacked address space; f32 when trainable.
+Model skeleton_model(const Model& model);
+Model skeleton_model(const ModelConfig& config, const Family* family);
+
+// base: what is resident before the run allocates (default: now). model: the base as loaded, or a skeleton.
+MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernels, int threads, Precision precision,
+                       const TrainShape& shape, Recompute recompute);
+// Floating-point operations of one optimizer step over `tokens` rows of sequences of `length`.
+double step_flops(const ModelConfig& config, const TrainShape& shape, Recompute recompute, int64_t tokens);
+
+}  // namespace thimble
