@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "tensor/error.h"
 #include "tensor/trace.h"
@@ -30,7 +31,15 @@ int32_t Sampler::next(const KernelTable& kernels, const float* logits) {
   THIMBLE_ZONE(sample);
   if (options_.temperature == 0) return argmax(logits, vocab_size_);
   const int64_t n = vocab_size_;
-  kernels.softmax({1, n, logits, probabilities_.data(), static_cast<float>(1.0 / options_.temperature)});
+  // Differences from the largest, in double: neither a huge logit nor a tiny temperature overflows, and a NaN (which
+  // would also break the sort below) counts as impossible.
+  float largest = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::isnan(logits[i]) ? largest : logits[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    const double below = logits[i] == largest ? 0.0 : (double(logits[i]) - double(largest)) / options_.temperature;
+    probabilities_[size_t(i)] = below >= -1e4 ? static_cast<float>(below) : -1e4f;
+  }
+  kernels.softmax({1, n, probabilities_.data(), probabilities_.data(), 1.0f});
   for (int64_t i = 0; i < n; ++i) order_[size_t(i)] = static_cast<int32_t>(i);
   // Most likely first, equal ones by id, so that cuts and draw do not depend on the sort.
   const auto before = [&](int32_t a, int32_t b) {
