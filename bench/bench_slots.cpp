@@ -31,7 +31,7 @@ template <class Fn>
 std::vector<std::unique_ptr<Problem<Fn>>>& problems(const SlotInfo& slot, const Shape& shape, bool cold, int64_t cache_bytes) {
   static std::vector<std::unique_ptr<Problem<Fn>>> set;
   static std::string key;
-  const std::string wanted = std::string(slot.name) + shape.label;
+  const std::string wanted = std::string(slot.name) + shape.label + (cold ? " cold" : "");
   if (key == wanted) return set;
   set.clear();
   key = wanted;
@@ -52,10 +52,12 @@ void run_slot(benchmark::State& state, const Run& run, const SlotInfo& slot, con
     flops = sample.flops();
     bytes = sample.bytes();
   }
-  const bool cold = bandwidth > 0 && flops / peak < bytes / bandwidth;
+  // Judged by the peaks of the cap, so that every tier meets the same data in the same state.
+  const auto cap = static_cast<size_t>(run.cap);
+  const bool cold = flops * run.read_gbs[cap] < bytes * run.peak_gflops[peak_of(slot.name)][cap];
   auto& set = problems<Fn>(slot, shape, cold, run.cache_bytes);
   size_t next = 0;
-  double best = 1e30;
+  double best = 1e30, total = 0;
   for (auto _ : state) {
     const double start = now();
     set[next]->run(fn);
@@ -63,6 +65,7 @@ void run_slot(benchmark::State& state, const Run& run, const SlotInfo& slot, con
     const double seconds = now() - start;
     state.SetIterationTime(seconds);
     best = std::min(best, seconds);
+    total += seconds;
     if (++next == set.size()) next = 0;
   }
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
@@ -72,7 +75,7 @@ void run_slot(benchmark::State& state, const Run& run, const SlotInfo& slot, con
   state.counters["B/s"] = benchmark::Counter(bytes, rate);
   if (peak > 0 && bandwidth > 0) {
     const double roof_seconds = std::max(flops / peak, bytes / bandwidth);
-    state.counters["roof_fraction"] = benchmark::Counter(roof_seconds, rate);
+    state.counters["roof_fraction"] = roof_seconds * static_cast<double>(state.iterations()) / total;
     state.counters["roof_best"] = roof_seconds / best;
   }
   state.SetLabel(cold ? "cold, " + std::to_string(set.size()) + " copies" : "warm");

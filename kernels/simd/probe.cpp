@@ -58,7 +58,10 @@ void probe_read(const ProbeArgs& p) noexcept {
   for (; i + kLanes <= p.n; i += kLanes) sums[0] = sums[0] + load(x + i);
   if (i < p.n) sums[1] = sums[1] + load_head(x + i, p.n - i);
   unroll<kStreams - 1>([&](auto s) __attribute__((always_inline)) { sums[0] = sums[0] + sums[decltype(s)::value + 1]; });
-  *static_cast<float*>(p.dst) = reduce_add(sums[0]);
+  float lanes[kLanes], total = 0;  // not reduce_add: g++ 12 warns about a read inside the intrinsic here
+  store(lanes, sums[0]);
+  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
+  *static_cast<float*>(p.dst) = total;
 }
 
 void probe_copy(const ProbeArgs& p) noexcept {

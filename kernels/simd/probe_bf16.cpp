@@ -34,7 +34,8 @@ void probe_bf16(const ProbeArgs& p) noexcept {
 #if defined(__AVX512F__)
 using Register = __m512;
 inline vf high_half(vi v) { return as_float(_mm512_and_si512(v, _mm512_set1_epi32(-65536))); }
-inline vf low_half(vi v) { return as_float(_mm512_slli_epi32(v, 16)); }
+// maskz: g++ 12 warns about an uninitialised read inside its plain _mm512_slli_epi32.
+inline vf low_half(vi v) { return as_float(_mm512_maskz_slli_epi32(0xFFFF, v, 16)); }
 #else
 using Register = __m256;
 inline vf high_half(vi v) { return as_float(_mm256_and_si256(v, _mm256_set1_epi32(-65536))); }
@@ -49,18 +50,17 @@ void probe_bf16(const ProbeArgs& p) noexcept {
     constexpr int kOperands = 16 / kLanes;
     const int64_t parity = first / (kLanes * kChains);
     const vi a = load_i(src + parity * kLanes * 2), b = load_i(src + 32 + parity * kLanes * 2);
-    Register a_low = low_half(a), a_high = high_half(a);
-    const vf b_low = low_half(b), b_high = high_half(b);
     vf acc[kChains];
     unroll<kChains>([&](auto c) __attribute__((always_inline)) { acc[decltype(c)::value] = set1(0.0f); });
-    for (int64_t i = 0; i < p.n; ++i) {
-      asm volatile("" : "+x"(a_low), "+x"(a_high));
-      unroll<kChains>([&](auto c) __attribute__((always_inline)) {
-        acc[decltype(c)::value] = madd(vf(a_low), b_low, acc[decltype(c)::value]);
-      });
-      unroll<kChains>([&](auto c) __attribute__((always_inline)) {
-        acc[decltype(c)::value] = madd(vf(a_high), b_high, acc[decltype(c)::value]);
-      });
+    for (int half = 0; half < 2; ++half) {  // one after the other: both pairs of operands would not fit in 16 registers
+      Register x = half == 0 ? low_half(a) : high_half(a);
+      const vf y = half == 0 ? low_half(b) : high_half(b);
+      for (int64_t i = 0; i < p.n; ++i) {
+        asm volatile("" : "+x"(x));
+        unroll<kChains>([&](auto c) __attribute__((always_inline)) {
+          acc[decltype(c)::value] = madd(vf(x), y, acc[decltype(c)::value]);
+        });
+      }
     }
     unroll<kChains>([&](auto c) __attribute__((always_inline)) {
       store(dst + (decltype(c)::value * kOperands + parity) * kLanes, acc[decltype(c)::value]);
