@@ -27,6 +27,12 @@ void* WeightStore::allocate(size_t bytes) {
   return p;
 }
 
+int64_t WeightStore::bytes() const {
+  int64_t n = 0;
+  for (const Buffer& b : buffers_) n += static_cast<int64_t>(b.bytes());
+  return n;
+}
+
 int64_t Model::parameters() const {
   int64_t n = 0;
   for_each_weight(weights, [&](Role, int64_t, const Weight& w) { n += w.numel(); });
@@ -362,6 +368,7 @@ Model load_model(const std::string& path, const KernelTable& kernels, const Load
   m.files.push_back(std::make_unique<SafetensorsSet>(path));
   for (const auto& file : m.files[0]->files()) m.file_bytes += static_cast<int64_t>(file->file_bytes());
   Loader(m, kernels, options).run();
+  if (options.trainable) m.files.clear();  // everything was copied; mapped pages would count twice
   return m;
 }
 

@@ -21,6 +21,7 @@ class WeightStore {
   // 64-byte aligned, zeroed.
   void* allocate(size_t bytes);
   void adopt(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
+  int64_t bytes() const;  // of all blocks
 
  private:
   MemoryBudget* budget_;

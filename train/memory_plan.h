@@ -28,11 +28,8 @@ struct TrainShape {
 int64_t resident_bytes();
 // A table whose slots do nothing, with the block sizes of `like`.
 KernelTable rehearsal_table(const KernelTable& like);
-// A model of the same flags whose weights lie in unbacked address space; f32 when trainable.
-Model skeleton_model(const Model& model);
-Model skeleton_model(const ModelConfig& config, const Family* family);
-
-// base: what is resident before the run allocates (default: now). model: the base as loaded, or a skeleton.
+// model and adapter are used as they are loaded and left unchanged. `base` of the result is what is resident now, apart
+// from the model's own copies of weights; mapped weights count in full.
 MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernels, int threads, Precision precision,
                        const TrainShape& shape, Recompute recompute);
 // Floating-point operations of one optimizer step over `tokens` rows of sequences of `length`.

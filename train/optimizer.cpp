@@ -27,21 +27,19 @@ std::vector<Parameter> adapter_parameters(Adapter& adapter) {
   return list;
 }
 
-Adamw::Adamw(std::vector<Parameter> parameters, MemoryBudget* budget) : parameters_(std::move(parameters)) {
+Adamw::Adamw(std::vector<Parameter> parameters, MemoryBudget* budget, bool moments) : parameters_(std::move(parameters)) {
   for (const Parameter& p : parameters_) total_ += p.weight->numel();
-  moments_ = Buffer(size_t(total_) * 2 * sizeof(float), budget, "optimizer moments");
+  if (moments) moments_ = Buffer(size_t(total_) * 2 * sizeof(float), budget, "optimizer moments");
 }
 
-double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
+double Adamw::gradient_norm(Context& ctx) const {
   THIMBLE_ZONE(optimizer);
   double sum = 0;
-  const ArenaScope scope(ctx.scratch);
   for (const Parameter& parameter : parameters_) {
     const Weight& w = *parameter.weight;
-    if (!w.grad_written) continue;  // no row of this step reached it
-
+    if (!w.grad_written) continue;
     // Partial sums per chunk, added in order: the norm does not depend on the threads.
-    const ArenaScope inner(ctx.scratch);
+    const ArenaScope scope(ctx.scratch);
     const int64_t chunks = (w.numel() + kElementChunk - 1) / kElementChunk;
     auto* partial = static_cast<double*>(ctx.scratch.allocate(size_t(chunks) * sizeof(double), "gradient norm"));
     for_elements(ctx, w.numel(), [&](int64_t i, int64_t n) {
@@ -49,11 +47,30 @@ double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
     });
     for (int64_t c = 0; c < chunks; ++c) sum += partial[c];
   }
-  const double norm = std::sqrt(sum);
+  return std::sqrt(sum);
+}
+
+namespace {
+
+float clip_factor(const AdamwOptions& o, double norm) {
+  return static_cast<float>(o.clip_norm > 0 ? std::min(1.0, o.clip_norm / (norm + 1e-6)) : 1.0);
+}
+
+float* values_of(Weight& w) { return const_cast<float*>(w.f32()); }
+
+void finish_gradient(Weight& w) {
+  if (!w.grad_written) std::memset(w.grad, 0, size_t(w.numel()) * sizeof(float));
+  w.grad_written = false;
+}
+
+}  // namespace
+
+void Adamw::step(Context& ctx, const AdamwOptions& o, double lr, double norm) {
+  THIMBLE_ZONE(optimizer);
+  THIMBLE_CHECK(has_moments());
   ++steps_;
-  const double clip = o.clip_norm > 0 ? std::min(1.0, o.clip_norm / (norm + 1e-6)) : 1.0;
   AdamwArgs args{};
-  args.grad_scale = static_cast<float>(clip);
+  args.grad_scale = clip_factor(o, norm);
   args.lr = static_cast<float>(lr);
   args.beta1 = static_cast<float>(o.beta1);
   args.beta2 = static_cast<float>(o.beta2);
@@ -63,24 +80,36 @@ double Adamw::step(Context& ctx, const AdamwOptions& o, double lr) {
   int64_t offset = 0;
   for (const Parameter& parameter : parameters_) {
     Weight& w = *parameter.weight;
-    if (!w.grad_written) std::memset(w.grad, 0, size_t(w.numel()) * sizeof(float));
+    finish_gradient(w);
     const bool decay = o.decay_vectors || !parameter.vector;
-    float* p = const_cast<float*>(w.f32());
-    float *m = moments_.f32() + offset, *v = moments_.f32() + total_ + offset;
     for_elements(ctx, w.numel(), [&](int64_t i, int64_t n) {
       AdamwArgs a = args;
       a.weight_decay = decay ? static_cast<float>(o.weight_decay) : 0;
       a.n = n;
-      a.p = p + i;
+      a.p = values_of(w) + i;
       a.g = w.grad + i;
-      a.m = m + i;
-      a.v = v + i;
+      a.m = m() + offset + i;
+      a.v = v() + offset + i;
       ctx.kernels.adamw(a);
     });
     offset += w.numel();
-    w.grad_written = false;
   }
-  return norm;
+}
+
+void Adamw::step_sgd(Context& ctx, const AdamwOptions& o, double lr, double norm) {
+  THIMBLE_ZONE(optimizer);
+  ++steps_;
+  const float rate = static_cast<float>(-lr) * clip_factor(o, norm);
+  for (const Parameter& parameter : parameters_) {
+    Weight& w = *parameter.weight;
+    finish_gradient(w);
+    const float keep = o.decay_vectors || !parameter.vector ? static_cast<float>(1 - lr * o.weight_decay) : 1.0f;
+    for_elements(ctx, w.numel(), [&](int64_t i, int64_t n) {
+      float* p = values_of(w) + i;
+      if (keep != 1.0f) ctx.kernels.scale({n, keep, p, p});
+      ctx.kernels.axpy({n, rate, w.grad + i, p});
+    });
+  }
 }
 
 }  // namespace thimble

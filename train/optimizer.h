@@ -29,14 +29,20 @@ struct AdamwOptions {
 
 class Adamw {
  public:
-  Adamw(std::vector<Parameter> parameters, MemoryBudget* budget);
+  // moments false: plain SGD only, nothing is kept per parameter.
+  Adamw(std::vector<Parameter> parameters, MemoryBudget* budget, bool moments = true);
 
-  // One step with learning rate lr. Returns the global 2-norm of the gradients before clipping, summed in double.
-  // Gradients count as unwritten afterwards.
-  double step(Context& ctx, const AdamwOptions& options, double lr);
+  // Global 2-norm of the gradients, summed in double. Gradients that nothing wrote count as zero.
+  double gradient_norm(Context& ctx) const;
+
+  // One AdamW step with learning rate lr, given gradient_norm(). Gradients count as unwritten afterwards.
+  void step(Context& ctx, const AdamwOptions& options, double lr, double norm);
+  // p = p (1 - lr wd) - lr clipped(g)
+  void step_sgd(Context& ctx, const AdamwOptions& options, double lr, double norm);
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
+  bool has_moments() const { return moments_.data() != nullptr; }
   // First and second moments of all parameters one after the other: [count()].
   float* m() const { return moments_.f32(); }
   float* v() const { return moments_.f32() + total_; }
