@@ -9,6 +9,8 @@
 #include <memory>
 
 #include "bench/bench.h"
+#include "tests/kernels/problems_bf16.h"
+#include "tests/kernels/problems_attention.h"
 #include "tests/kernels/problems_gemm.h"
 #include "tests/kernels/problems_probe.h"
 #include "tests/kernels/problems_rows.h"
@@ -23,7 +25,7 @@ using testing::SlotInfo;
 // The peak that a slot is judged by: that of the unit which does its multiplications.
 Peak peak_of(const std::string& slot) {
   if (slot == "probe_int8" || slot == "gemm_q8_i8" || slot == "gemm_q4_i8") return kPeakInt8;
-  return slot == "probe_bf16" ? kPeakBf16 : kPeakF32;
+  return slot == "probe_bf16" || slot == "gemm_bf16" ? kPeakBf16 : kPeakF32;
 }
 
 // One set at a time: the benches of a shape run one after another.

@@ -6,6 +6,8 @@
 
 #include "kernels/isa.h"
 #include "kernels/kernel_table.h"
+#include "tests/kernels/problems_bf16.h"
+#include "tests/kernels/problems_attention.h"
 #include "tests/kernels/problems_gemm.h"
 #include "tests/kernels/problems_probe.h"
 #include "tests/kernels/problems_rows.h"

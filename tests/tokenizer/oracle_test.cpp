@@ -20,13 +20,13 @@ class Oracle : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Oracle, EveryCaseIsExact) {
   const std::string dir = "oracle/tok/" + GetParam();
-  THIMBLE_NEEDS_SHARED(dir);
+  SKIP_WITHOUT(dir);
   expect_exact(dir, dir + "/cases.jsonl");
 }
 
 TEST_P(Oracle, SavedAndReloadedStaysExact) {
   const std::string dir = "oracle/tok/" + GetParam();
-  THIMBLE_NEEDS_SHARED(dir);
+  SKIP_WITHOUT(dir);
   const Tokenizer original = Tokenizer::load(shared_path(dir));
   TempDir temp;
   original.save(temp.path());
@@ -47,13 +47,13 @@ TEST_P(Oracle, SavedAndReloadedStaysExact) {
 INSTANTIATE_TEST_SUITE_P(HuggingFace, Oracle, ::testing::Values("gpt2", "llama2", "llama3_trunc12k"));
 
 TEST(Oracle, SentencePieceFileGivesTheSameIds) {
-  THIMBLE_NEEDS_SHARED("data/tokenizers/llama2/tokenizer.model");
-  THIMBLE_NEEDS_SHARED("oracle/tok/llama2");
+  SKIP_WITHOUT("data/tokenizers/llama2/tokenizer.model");
+  SKIP_WITHOUT("oracle/tok/llama2");
   expect_exact("data/tokenizers/llama2/tokenizer.model", "oracle/tok/llama2/cases.jsonl");
 }
 
 TEST(Oracle, WordPieceIsRefusedByName) {
-  THIMBLE_NEEDS_SHARED("oracle/tok/bert_uncased");
+  SKIP_WITHOUT("oracle/tok/bert_uncased");
   const std::string message =
       error_of([] { Tokenizer::load(shared_path("oracle/tok/bert_uncased")); }, ErrorCode::unsupported);
   EXPECT_NE(message.find("model.type"), std::string::npos) << message;
@@ -85,17 +85,17 @@ void expect_ggml_pairs(const std::string& tokenizer_path, const std::string& nam
 }
 
 TEST(Oracle, GgmlPairsGpt2) {
-  THIMBLE_NEEDS_SHARED("data/tokenizers/ggml_vocab");
+  SKIP_WITHOUT("data/tokenizers/ggml_vocab");
   expect_ggml_pairs("data/tokenizers/gpt2/tokenizer.json", "ggml-vocab-gpt-2.gguf");
 }
 
 TEST(Oracle, GgmlPairsLlama) {
-  THIMBLE_NEEDS_SHARED("data/tokenizers/ggml_vocab");
+  SKIP_WITHOUT("data/tokenizers/ggml_vocab");
   expect_ggml_pairs("data/tokenizers/llama2/tokenizer.model", "ggml-vocab-llama-spm.gguf");
 }
 
 TEST(Oracle, RealTextsRoundTrip) {
-  THIMBLE_NEEDS_SHARED("data/tokenizers");
+  SKIP_WITHOUT("data/tokenizers");
   for (const char* name : {"oracle/tok/gpt2", "oracle/tok/llama2", "oracle/tok/llama3_trunc12k",
                            "data/tokenizers/gpt_neox_20b/20B_tokenizer.json", "data/tokenizers/mistral/tokenizer.model.v1",
                            "data/models/stories260K"}) {
@@ -109,7 +109,7 @@ TEST(Oracle, RealTextsRoundTrip) {
 }
 
 TEST(Oracle, NeoXWhiteSpaceTokensAreFoundInNormalisedText) {
-  THIMBLE_NEEDS_SHARED("data/tokenizers/gpt_neox_20b");
+  SKIP_WITHOUT("data/tokenizers/gpt_neox_20b");
   const Tokenizer tokenizer = Tokenizer::load(shared_path("data/tokenizers/gpt_neox_20b/20B_tokenizer.json"));
   EXPECT_EQ(tokenizer.vocab_size(), 50277);
   for (const int n : {2, 3, 24}) EXPECT_EQ(tokenizer.encode(std::string(static_cast<size_t>(n), ' ')), Ids{50278 - n});
@@ -119,7 +119,7 @@ TEST(Oracle, NeoXWhiteSpaceTokensAreFoundInNormalisedText) {
 }
 
 TEST(Oracle, GreedyTextsOfLlama2cDecode) {
-  THIMBLE_NEEDS_SHARED("data/models/stories260K");
+  SKIP_WITHOUT("data/models/stories260K");
   const Tokenizer tokenizer = Tokenizer::load(shared_path("data/models/stories260K"));
   EXPECT_EQ(tokenizer.vocab_size(), 512);
   EXPECT_EQ(tokenizer.kind(), "BPE (llama2.c)");

@@ -98,9 +98,9 @@ class Random {
 
 inline std::string shared_path(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/../shared/" + name; }
 
-#define THIMBLE_NEEDS_SHARED(path)                                         \
-  if (!std::filesystem::exists(shared_path(path))) {                       \
-    GTEST_SKIP() << "third-party data not present: ../shared/" << (path);  \
+#define SKIP_WITHOUT(path)                                                \
+  if (!std::filesystem::exists(shared_path(path))) {                      \
+    GTEST_SKIP() << "third-party data not present: ../shared/" << (path); \
   }
 
 }  // namespace thimble

@@ -168,7 +168,7 @@ TEST(Trainer, RefusesWhatCannotWork) {
 }
 
 TEST(Trainer, RealText) {
-  THIMBLE_NEEDS_SHARED("data/text/tinyshakespeare");
+  SKIP_WITHOUT("data/text/tinyshakespeare");
   const std::string text = read_file(shared_path("data/text/tinyshakespeare/input.txt"));
   const Tokenizer t = train_bpe(text);
   EXPECT_EQ(t.vocab_size(), 4096);
