@@ -47,9 +47,14 @@ std::string megabytes(double bytes) {
   return text;
 }
 
-void* map_anonymous(size_t bytes, const char* what) {
+void* try_map(size_t bytes) {
   void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED)
+  return p == MAP_FAILED ? nullptr : p;
+}
+
+void* map_anonymous(size_t bytes, const char* what) {
+  void* p = try_map(bytes);
+  if (!p)
     throw Error(ErrorCode::budget, std::string(what) + ": the system refused " + megabytes(double(bytes)) + " of address space",
                 "raise the limit (ulimit -v) or use a smaller model or context");
 #if defined(MADV_HUGEPAGE)
@@ -61,6 +66,19 @@ void* map_anonymous(size_t bytes, const char* what) {
 }  // namespace
 
 Arena::Arena(const char* name, MemoryBudget* budget, size_t reserve) : name_(name), budget_(budget), reserve_(reserve) {
+  // Under a limit on address space (ulimit -v): a half of the largest piece to be had, so that others find room too.
+  void* whole = try_map(reserve_);
+  if (whole) {
+    ::munmap(whole, reserve_);
+  } else {
+    constexpr size_t kLeast = size_t{1} << 24;
+    void* piece = nullptr;
+    while (!piece && reserve_ > kLeast) piece = try_map(reserve_ /= 2);
+    if (piece) {
+      ::munmap(piece, reserve_);
+      reserve_ /= 2;
+    }
+  }
   base_ = static_cast<std::byte*>(map_anonymous(reserve_, name));
   entries_.reserve(4096);
 }
