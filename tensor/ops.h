@@ -81,7 +81,8 @@ double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
                             double* row_loss = nullptr, const float* row_scale = nullptr);
 
 // One block of the network: runs fn(ctx, user, index, x). Everything it allocates is freed again except its output,
-// unless a tape records it. recompute: the tape keeps the input only and backward replays the block.
+// unless a tape records it. recompute: the tape keeps the input only and backward replays the block. Of the values outside
+// it, fn reads x only.
 using BlockFn = Var (*)(Context& ctx, void* user, int index, Var x);
 struct BlockCall {
   BlockFn fn = nullptr;

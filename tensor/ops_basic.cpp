@@ -176,37 +176,53 @@ Var run_block(Context& ctx, const BlockCall* call, Var x, bool recompute, bool n
 namespace {
 
 // The gradient of a block's input outlives the block, so it is placed below the block's other gradients. Two buffers
-// that take turns are enough for the whole residual stream.
-void place_input_grad(Context& ctx, int32_t in, int32_t out) {
+// that take turns are enough for a residual stream; a value that is read elsewhere too gets memory of its own.
+void place_input_grad(Context& ctx, int32_t in) {
   if (in < 0) return;
   Tape::Value& x = ctx.tape->value(in);
-  const Tape::Value& y = ctx.tape->value(out);
   Tape::Turns& turns = ctx.tape->turns;
-  if (x.grad) return;
-  if (turns.numel != x.t.numel()) {
-    turns.numel = x.t.numel();
-    for (float*& buffer : turns.buffer) buffer = ctx.grads.floats(turns.numel, "residual gradients");
+  if (x.shared) {
+    bool accumulate = false;
+    grad_target(ctx, in, &accumulate);  // a copy, made before the block's memory begins
   }
-  x.grad = turns.buffer[0] == y.grad ? turns.buffer[1] : turns.buffer[0];
+  if (x.grad) return;
+  const int64_t numel = x.t.numel();
+  if (turns.depth == 0 && turns.numel != numel) {
+    turns.numel = numel;
+    for (int i = 0; i < 2; ++i) {
+      turns.buffer[i] = ctx.grads.floats(numel, "residual gradients");
+      turns.owner[i] = -1;
+    }
+  }
+  for (int i = 0; i < 2 && turns.depth == 0 && !x.grad; ++i)
+    if (turns.owner[i] < 0) {
+      x.grad = turns.buffer[i];
+      turns.owner[i] = in;
+    }
+  if (!x.grad) x.grad = ctx.grads.floats(numel, "residual gradients");
 }
 
 }  // namespace
 
 void segment_end_backward(Context& ctx, const Node& node) {
-  place_input_grad(ctx, node.in[0], node.out);
-  ctx.tape->segments.push_back(ctx.grads.mark());
+  place_input_grad(ctx, node.in[0]);
+  ctx.tape->segments.push_back({ctx.grads.mark(), node.out});
+  ++ctx.tape->turns.depth;
 }
 
 void segment_begin_backward(Context& ctx, const Node&) {
-  ctx.grads.reset(ctx.tape->segments.back());
-  ctx.tape->segments.pop_back();
+  Tape& tape = *ctx.tape;
+  ctx.grads.reset(tape.segments.back().mark);
+  if (--tape.turns.depth == 0) tape.turns.release(tape.segments.back().out);
+  tape.segments.pop_back();
 }
 
 void checkpoint_backward(Context& ctx, const Node& node) {
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
-  place_input_grad(ctx, node.in[0], node.out);
+  place_input_grad(ctx, node.in[0]);
   const ArenaScope saved(ctx.saved), grads(ctx.grads);
+  ++ctx.tape->turns.depth;
   const size_t nodes = ctx.tape->node_count(), values = ctx.tape->value_count();
   Var x;
   x.t = Tensor::matrix(const_cast<float*>(node.saved[0]), node.rows, node.dims[0]);
@@ -228,6 +244,7 @@ void checkpoint_backward(Context& ctx, const Node& node) {
     THIMBLE_CHECK(inside.grad == outer.grad);
   }
   ctx.tape->truncate(nodes, values);
+  if (--ctx.tape->turns.depth == 0) ctx.tape->turns.release(node.out);
 }
 
 }  // namespace thimble

@@ -51,7 +51,10 @@ float* grad_target(Context& ctx, int32_t id, bool* accumulate) {
 void grad_share(Context& ctx, int32_t id, const float* grad) {
   if (id < 0) return;
   Tape::Value& v = ctx.tape->value(id);
-  if (!v.grad) {
+  // A buffer of the residual stream is taken over by an earlier block: who shares it outside of blocks gets a copy.
+  const Tape::Turns& turns = ctx.tape->turns;
+  const bool lasting = turns.depth > 0 || !turns.holds(grad);
+  if (!v.grad && lasting) {
     v.grad = const_cast<float*>(grad);
     v.written = v.shared = true;
     return;
@@ -86,6 +89,7 @@ void backward(Context& ctx) {
   THIMBLE_CHECK(ctx.tape);
   const ArenaScope scope(ctx.grads);
   ctx.tape->turns = {};
+  ctx.tape->segments.clear();
   run_backward(ctx, 0);
   ctx.tape->clear();
 }

@@ -82,12 +82,24 @@ class Tape {
   const Node& node(size_t i) const { return nodes_[i]; }
   Value& value(int32_t id) { return values_[static_cast<size_t>(id)]; }
 
-  // State of a running backward: marks of the open blocks, and the two buffers of the residual stream's gradient.
+  // State of a running backward: the open blocks, and two buffers of the residual stream's gradient.
+  struct Segment {
+    Arena::Mark mark;
+    int32_t out;
+  };
   struct Turns {
     int64_t numel = 0;
     float* buffer[2] = {};
+    int32_t owner[2] = {-1, -1};  // the value whose gradient a buffer holds; -1: free
+    int depth = 0;                // blocks whose backward is running
+    bool holds(const float* p) const { return p && (p == buffer[0] || p == buffer[1]); }
+    // The producer of this value has run backward.
+    void release(int32_t value) {
+      for (int32_t& o : owner)
+        if (o == value) o = -1;
+    }
   };
-  std::vector<Arena::Mark> segments;
+  std::vector<Segment> segments;
   Turns turns;
 
  private:

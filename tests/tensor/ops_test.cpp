@@ -155,6 +155,37 @@ Case block_case(const char* name, bool recompute, bool parallel, bool input_want
           }};
 }
 
+// Values that are read again above the blocks they go through: their gradient must survive the blocks' own memory.
+Case skip_case(const char* name, bool recompute) {
+  auto block = std::make_shared<Block>();
+  for (int i = 0; i < 4; ++i) block->calls.push_back({&Block::run, block.get(), i});
+  return {name,
+          {value(7, 8, 21), weight(1, 8, 22), weight(8, 8, 23), weight(8, 8, 24), weight(1, 8, 25)},
+          [block, recompute](Graph& g) {
+            block->graph = &g;
+            const auto run = [&](size_t i, Var x) { return run_block(g.ctx, &block->calls[i], x, recompute, true); };
+            const Var first = run(0, g.x(0)), second = run(1, first), third = run(2, second);
+            const Var skip = add(g.ctx, add(g.ctx, third, first), g.x(0));
+            return add(g.ctx, run(3, skip), activation(g.ctx, second, Activation::silu));
+          }};
+}
+
+// Two streams whose blocks alternate.
+Case tower_case(const char* name, bool recompute) {
+  Case c = skip_case(name, recompute);
+  c.step = 0.01;  // the product of two streams bends more
+  auto block = std::make_shared<Block>();
+  for (int i = 0; i < 4; ++i) block->calls.push_back({&Block::run, block.get(), i});
+  c.build = [block, recompute](Graph& g) {
+    block->graph = &g;
+    const auto run = [&](size_t i, Var x) { return run_block(g.ctx, &block->calls[i], x, recompute, true); };
+    const Var a = run(0, g.x(0)), b = run(1, scale(g.ctx, g.x(0), 0.5f));
+    const Var a2 = run(2, a), b2 = run(3, b);
+    return gated(g.ctx, a2, b2, Activation::silu);
+  };
+  return c;
+}
+
 Case loss_case(const char* name, int64_t rows, int64_t vocab, bool bias, bool hidden_wanted, bool head_wanted,
                bool row_weights = false) {
   std::vector<Leaf> leaves = {value(rows, 12, 31, hidden_wanted), weight(vocab, 12, 32, head_wanted)};
@@ -313,10 +344,12 @@ std::vector<Case> cases_of(Op op) {
     case Op::segment_begin:
     case Op::segment_end:
       return {block_case("blocks, sequential", false, false, true), block_case("blocks, parallel", false, true, true),
-              block_case("blocks, frozen input", false, false, false)};
+              block_case("blocks, frozen input", false, false, false), skip_case("blocks with skip connections", false),
+              tower_case("blocks of two streams", false)};
     case Op::checkpoint:
       return {block_case("replayed blocks, sequential", true, false, true), block_case("replayed blocks, parallel", true, true, true),
-              block_case("replayed blocks, frozen input", true, true, false)};
+              block_case("replayed blocks, frozen input", true, true, false), skip_case("replayed blocks with skip connections", true),
+              tower_case("replayed blocks of two streams", true)};
     default: break;  // a row without a case: the test says so
   }
   return {};
