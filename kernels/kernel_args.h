@@ -97,6 +97,38 @@ struct GemmI8Args {
 };
 using GemmI8Fn = void (*)(const GemmI8Args&) noexcept;
 
+// ---- bf16 products with f32 sums. Operands are rounded to bf16 once (nearest even, subnormals to signed zero; bf16
+// weights are taken as they are) and stored as pairs along the depth: a 32-bit lane holds depth 2 p in its low half and
+// 2 p + 1 in its high half; an odd depth is filled with zero. Every output is one chain over the pairs p = 0, 1, 2, ...
+// (accumulate: it starts at the old value), so a row's bits depend neither on M nor on the threads. A product of two bf16
+// is exact in f32; a pair is added as fma(low), then fma(high) by ref and by the tiers without vdpbf16ps, all with the
+// same bits. vdpbf16ps adds a pair in its own way and flushes subnormal sums, so avx512_bf16 agrees with the others
+// within the rounding of a sum of depth terms, not in bits.
+
+// pairs_t, pairs_n: panel_t and panel_n (same ranges) of pairs.
+//   pairs_t: out[(c - col0) / 2 * nr + (r - row0)] = (W(r, c), W(r, c + 1)), c - col0 even
+//   pairs_n: out[(r - row0) / 2 * nr + (c - col0)] = (W(r, c), W(r + 1, c)), r - row0 even
+struct PairPanelArgs {
+  WeightView w;
+  int64_t row0, rows, col0, cols;
+  int64_t nr;
+  uint32_t* out;  // pairs_t: [ceil(cols / 2)][nr]; pairs_n: [ceil(rows / 2)][nr]
+};
+using PairPanelFn = void (*)(const PairPanelArgs&) noexcept;
+
+// GemmTileArgs with k pairs of depth; pair p of row i of A at a[i * a_row + p * a_col].
+struct GemmBf16Args {
+  int64_t m, n, k;
+  const uint32_t* a;
+  int64_t a_row, a_col;
+  const uint32_t* b;  // [k][nr]
+  int64_t nr;
+  float* c;
+  int64_t ldc;
+  int32_t accumulate;
+};
+using GemmBf16Fn = void (*)(const GemmBf16Args&) noexcept;
+
 // Row-major u8 codes -> tile codes and back. zeros (tile order) fill the padding columns; padding rows get code 0.
 struct PackCodesArgs {
   int64_t rows, cols;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/ref/init.h"
+#include "kernels/ref/weights.h"
 
 namespace thimble::ref {
 namespace {
@@ -56,15 +57,6 @@ float from_f16(uint16_t h) {
   return float_of(sign | (exponent + 112u) << 23 | mantissa << 13);
 }
 
-uint16_t to_bf16(float x) {
-  const uint32_t u = bits_of(x), magnitude = u & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(u >> 16 | 0x40u);
-  if (magnitude < 0x00800000u) return static_cast<uint16_t>(u >> 16 & 0x8000u);
-  return static_cast<uint16_t>(round_shift(u, 16));
-}
-
-float from_bf16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
-
 template <uint16_t (*F)(float)>
 void narrow(const ConvertArgs& a) noexcept {
   const auto* src = static_cast<const float*>(a.src);
@@ -84,8 +76,8 @@ void widen(const ConvertArgs& a) noexcept {
 void init_convert(KernelTable& t) {
   t.f32_to_f16 = narrow<to_f16>;
   t.f16_to_f32 = widen<from_f16>;
-  t.f32_to_bf16 = narrow<to_bf16>;
-  t.bf16_to_f32 = widen<from_bf16>;
+  t.f32_to_bf16 = narrow<bf16_bits>;
+  t.bf16_to_f32 = widen<bf16_value>;
 }
 
 }  // namespace thimble::ref

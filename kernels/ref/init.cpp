@@ -9,6 +9,8 @@ void init(KernelTable& t) {
   init_gemv(t);
   init_quantize(t);
   init_gemm_i8(t);
+  init_pairs(t);
+  init_gemm_bf16(t);
   init_pack(t);
   init_embed(t);
   init_activation(t);

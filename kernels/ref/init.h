@@ -11,6 +11,8 @@ void init_gemm_f32(KernelTable& t);  // also the gemm block sizes
 void init_gemv(KernelTable& t);
 void init_quantize(KernelTable& t);
 void init_gemm_i8(KernelTable& t);
+void init_pairs(KernelTable& t);
+void init_gemm_bf16(KernelTable& t);
 void init_pack(KernelTable& t);
 void init_embed(KernelTable& t);
 void init_activation(KernelTable& t);

@@ -17,6 +17,16 @@ inline float bits_to_float(uint32_t bits) {
 
 inline float bf16_value(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
+// To nearest even; NaN becomes quiet, subnormals become signed zeros.
+inline uint16_t bf16_bits(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, sizeof u);
+  const uint32_t magnitude = u & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(u >> 16 | 0x40u);
+  if (magnitude < 0x00800000u) return static_cast<uint16_t>(u >> 16 & 0x8000u);
+  return static_cast<uint16_t>((u + 0x7FFFu + (u >> 16 & 1u)) >> 16);
+}
+
 // sign, 5 bits of exponent with bias 15, 10 bits of mantissa; exponent 0: mantissa * 2^-24.
 inline float f16_value(uint16_t h) {
   const uint32_t sign = uint32_t{h} >> 15 << 31, exponent = h >> 10 & 31u, mantissa = h & 1023u;

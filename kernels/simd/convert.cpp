@@ -1,6 +1,7 @@
 // f32 <-> f16 and bf16, n elements, bit-equal to the reference: nearest even, quiet NaN. f16 by F16C. f32 -> bf16 in
 // integers, with subnormal inputs flushed to signed zero as vcvtneps2bf16 does; the avx512_bf16 tier uses that
 // instruction, and is all that this file adds there.
+#include "kernels/simd/bf16.h"
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
 
@@ -27,27 +28,10 @@ inline Halves to_bf16(vf x) {
   return reinterpret_cast<Halves>(h);
 }
 #elif defined(__AVX512F__)
-inline Halves to_bf16(vf x) {
-  const __m512i u = _mm512_castps_si512(x), top = _mm512_srli_epi32(u, 16);
-  const __m512i odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-  const __m512i magnitude = _mm512_and_si512(u, _mm512_set1_epi32(0x7FFFFFFF));
-  const __mmask16 nan = _mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7F800000));
-  const __mmask16 small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x00800000));
-  __m512i h = _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
-  h = _mm512_mask_and_epi32(h, small, top, _mm512_set1_epi32(0x8000));
-  return _mm512_cvtepi32_epi16(h);
-}
+inline Halves to_bf16(vf x) { return _mm512_cvtepi32_epi16(bf16_bits(x)); }
 #else
 inline Halves to_bf16(vf x) {
-  const __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
-  const __m256i odd = _mm256_and_si256(top, _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-  const __m256i magnitude = _mm256_and_si256(u, _mm256_set1_epi32(0x7FFFFFFF));
-  const __m256i nan = _mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7F800000));
-  const __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x00800000), magnitude);
-  __m256i h = _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)), nan);
-  h = _mm256_blendv_epi8(h, _mm256_and_si256(top, _mm256_set1_epi32(0x8000)), small);
+  const __m256i h = bf16_bits(x);
   return _mm_packus_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
 }
 #endif

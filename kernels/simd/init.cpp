@@ -5,6 +5,8 @@ namespace thimble::THIMBLE_ISA {
 
 void init(KernelTable& t) {
 #if defined(__AVX512BF16__)
+  init_pairs(t);
+  init_gemm_bf16(t);
   init_convert(t);
   init_probe_bf16(t);
 #elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -16,6 +18,8 @@ void init(KernelTable& t) {
   init_gemv(t);
   init_quantize(t);
   init_gemm_i8(t);
+  init_pairs(t);
+  init_gemm_bf16(t);
   init_embed(t);
   init_activation(t);
   init_elementwise(t);

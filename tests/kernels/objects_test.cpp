@@ -85,7 +85,11 @@ TEST(Objects, VnniTiersUseIt) {
   expect_instruction("avx512_vnni", "gemm_i8", "vpdpbusd");
   expect_instruction("avx2_vnni", "gemm_i8", "vpdpbusd");
 }
-TEST(Objects, Bf16TierConvertsInHardware) { expect_instruction("avx512_bf16", "convert", "vcvtneps2bf16"); }
+TEST(Objects, Bf16TierConvertsInHardware) {
+  expect_instruction("avx512_bf16", "convert", "vcvtneps2bf16");
+  expect_instruction("avx512_bf16", "pairs", "vcvtne2ps2bf16");
+}
+TEST(Objects, Bf16TierMultipliesInHardware) { expect_instruction("avx512_bf16", "gemm_bf16", "vdpbf16ps"); }
 
 TEST(Objects, LowTiersStayHonest) {
   if (objects("avx2").empty()) GTEST_SKIP() << "this build has no SIMD tiers";
