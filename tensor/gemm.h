@@ -33,4 +33,16 @@ size_t gemm_tn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m,
 void gemm_tn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx,
              int64_t k, float* dw, int64_t ldw, bool accumulate);
 
+// The same products with operands rounded to bf16 and f32 sums (kernel_args.h), at twice the speed where the tier has
+// vdpbf16ps. Any m takes the same path: W is packed for a single row too. Scratch holds the left operand in bf16, m x depth.
+size_t gemm_nt_bf16_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, const WeightView& w);
+void gemm_nt_bf16(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
+                  float* y, int64_t ldy, bool accumulate);
+size_t gemm_nn_bf16_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, const WeightView& w);
+void gemm_nn_bf16(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, WeightFormat format, const WeightView& w,
+                  float* dx, int64_t ldx, bool accumulate);
+size_t gemm_tn_bf16_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, int64_t n, int64_t k);
+void gemm_tn_bf16(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx,
+                  int64_t k, float* dw, int64_t ldw, bool accumulate);
+
 }  // namespace thimble

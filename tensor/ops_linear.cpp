@@ -25,21 +25,24 @@ void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, fl
   const ArenaScope scope(ctx.scratch);
   const bool int8_act = ctx.precision == Precision::int8_act && is_tiled(w.format);
   if (w.perm) x = gather_columns(ctx, m, x, w);
-  const size_t bytes = gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
+  const bool bf16 = ctx.precision == Precision::bf16;
+  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
+                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  if (bf16) return gemm_nt_bf16(exec, m, x, w.cols, w.format, w.view(), y, w.rows, accumulate);
   gemm_nt(exec, m, x, w.cols, w.format, w.view(), y, w.rows, accumulate, int8_act);
 }
 
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
-  const size_t bytes = gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const bool bf16 = ctx.precision == Precision::bf16;
+  const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
+                            : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  if (!w.perm) {
-    gemm_nn(exec, m, dy, w.rows, w.format, w.view(), dx, w.cols, accumulate);
-    return;
-  }
+  const auto multiply = bf16 ? gemm_nn_bf16 : gemm_nn;
+  if (!w.perm) return multiply(exec, m, dy, w.rows, w.format, w.view(), dx, w.cols, accumulate);
   float* permuted = ctx.scratch.floats(m * w.cols, "permuted gradients");
-  gemm_nn(exec, m, dy, w.rows, w.format, w.view(), permuted, w.cols, false);
+  multiply(exec, m, dy, w.rows, w.format, w.view(), permuted, w.cols, false);
   for_rows(ctx, m, w.cols, [&](int64_t first, int64_t count, int64_t) {
     for (int64_t i = first; i < first + count; ++i)
       for (int64_t c = 0; c < w.cols; ++c) {
@@ -51,9 +54,10 @@ void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float*
 
 void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w) {
   const ArenaScope scope(ctx.scratch);
-  const size_t bytes = gemm_tn_scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
+  const bool bf16 = ctx.precision == Precision::bf16;
+  const size_t bytes = (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(ctx.kernels, ctx.threads, m, w->rows, w->cols);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  gemm_tn(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
+  (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
 }
 
 void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
