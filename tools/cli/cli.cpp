@@ -118,10 +118,7 @@ Session::Session(const CommonOptions& options)
       threads_(options.threads > 0 ? options.threads : available_threads()),
       precision_(options.precision == "bf16" ? Precision::bf16
                  : options.precision == "int8_act" ? Precision::int8_act : Precision::f32),
-      budget_(options.ram.empty() ? 0 : parse_bytes(options.ram, "--ram")) {
-  if (precision_ == Precision::bf16)
-    throw Error(ErrorCode::unsupported, "--precision bf16: bf16 products are not supported yet", "use --precision f32 or int8_act");
-}
+      budget_(options.ram.empty() ? 0 : parse_bytes(options.ram, "--ram")) {}
 
 std::unique_ptr<Context> Session::make_context() {
   auto ctx = std::make_unique<Context>(kernels_, threads_, &budget_);
