@@ -81,7 +81,7 @@ inline std::vector<float> logits_of(Transformer& transformer, Context& ctx, cons
 }
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 inline std::vector<int32_t> text(uint64_t seed, int64_t n, int64_t vocab) {

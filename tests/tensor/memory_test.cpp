@@ -96,6 +96,7 @@ TEST(Arena, SharedBudgetAndAddressSpaceAreLimits) {
 
 #ifdef THIMBLE_TEST_ASAN
 TEST(ArenaDeathTest, ResetPoisons) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   Arena arena("test", nullptr);
   const Arena::Mark mark = arena.mark();
   volatile float* p = arena.floats(16, "a");
