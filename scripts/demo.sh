@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds and shows the main job on generated text: train a small model from nothing, then tune it to one person.
+# Sets up, builds and shows the main job on generated text: train a small model, then tune it to one person.
 # About three minutes on two cores after the build. Everything it makes lies in build/demo.
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."

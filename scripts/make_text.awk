@@ -1,8 +1,8 @@
-# Writes English-like text from a grammar of its own, so that the demo needs no data. The same options give the same bytes
-# with every awk: the random numbers are a Lehmer generator, not rand().
-#   awk -v seed=1 -v bytes=300000 -f scripts/make_text.awk                       short stories, a blank line between two
-#   awk -v mode=person -v seed=2 -v rows=400 -f scripts/make_text.awk            {"prompt", "completion"} rows: one person
-#   ... -v prompt_key=context -v completion_key=continuation                     the same rows as `thimble eval` reads them
+# Writes English-like text from a grammar of its own, so that the demo needs no data. The same options give the same
+# bytes with every awk: the random numbers are a Lehmer generator, not rand().
+#   awk -v seed=1 -v bytes=300000 -f scripts/make_text.awk              short stories, a blank line after each
+#   awk -v mode=person -v seed=2 -v rows=400 -f scripts/make_text.awk   {"prompt", "completion"} rows: one person
+#   ... -v prompt_key=context -v completion_key=continuation            the same rows as `thimble eval` reads them
 # The person continues the beginning of a story in a manner of their own: present tense, no capitals, "and so" between
 # short clauses, a favourite ending.
 
@@ -54,8 +54,12 @@ function trouble(kind) {
 }
 function help(kind) {
   kind = random(3)
-  if (kind == 0) return "Soon " friend " came along the road. " said("do not worry, I will help you" (chance(30) ? ", my friend" : ""), friend, ".")
-  if (kind == 1) return hero " asked " friend " for help. " said("let us look near the " pick("hide"), friend, ".")
+  if (kind == 0) {
+    return "Soon " friend " came along the road. " \
+           said("do not worry, I will help you" (chance(30) ? ", my friend" : ""), friend, ".")
+  }
+  if (kind == 1)
+    return hero " asked " friend " for help. " said("let us look near the " pick("hide"), friend, ".")
   return friend " heard " object " and came to the " place ". " said("what are you looking for", friend, "?") \
          " " said("my " colour " " thing, hero, ".")
 }

@@ -50,6 +50,7 @@ if ((EUID != 0)); then
   if [[ -t 0 ]]; then as_root=(sudo); else as_root=(sudo -n); fi
 fi
 echo "setup: installing ${missing[*]}"
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update </dev/null
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${missing[@]}" </dev/null
+as_root+=(env DEBIAN_FRONTEND=noninteractive)
+"${as_root[@]}" apt-get -qq update </dev/null
+"${as_root[@]}" apt-get -qq install -y --no-install-recommends "${missing[@]}" </dev/null
 echo "setup: done"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds everything and runs every test. Arguments go to ctest: scripts/test.sh -L core, scripts/test.sh -R Gemm.
+# Sets up, builds everything and runs every test. Arguments go to ctest: scripts/test.sh -L core
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 

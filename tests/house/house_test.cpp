@@ -26,7 +26,9 @@ struct SourceFile {
 };
 using Files = std::vector<SourceFile>;
 
-bool starts_with(const std::string& text, const std::string& start) { return text.compare(0, start.size(), start) == 0; }
+bool starts_with(const std::string& text, const std::string& start) {
+  return text.compare(0, start.size(), start) == 0;
+}
 bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
@@ -223,8 +225,22 @@ Lines macro_violations(const Files& files) {
 
 Lines text_violations(const Files& files) {
   // In two halves, so that this file does not find itself.
-  static const std::vector<std::string> folders = {"/wo" "rk", "/tm" "p", "/ho" "me", "/ro" "ot"};
-  static const std::vector<std::string> later = {"TO" "DO", "FIX" "ME", "HA" "CK"};
+  static const std::vector<std::string> folders = {
+      "/wo"
+      "rk",
+      "/tm"
+      "p",
+      "/ho"
+      "me",
+      "/ro"
+      "ot"};
+  static const std::vector<std::string> later = {
+      "TO"
+      "DO",
+      "FIX"
+      "ME",
+      "HA"
+      "CK"};
   Lines found;
   for (const SourceFile& file : files) {
     int number = 0;
@@ -233,12 +249,14 @@ Lines text_violations(const Files& files) {
       for (const std::string& folder : folders)
         for (size_t at = line.find(folder); at != std::string::npos; at = line.find(folder, at + 1)) {
           const size_t end = at + folder.size();
-          const bool inside = at > 0 && (word_char(line[at - 1]) || std::string("./-}$)").find(line[at - 1]) != std::string::npos);
+          const bool inside =
+              at > 0 && (word_char(line[at - 1]) || std::string("./-}$)").find(line[at - 1]) != std::string::npos);
           if (!inside && (end == line.size() || !word_char(line[end])))
             found.push_back(place(file, number) + "a path of one machine: " + folder);
         }
       for (const std::string& word : later)
-        if (has_word(line, word)) found.push_back(place(file, number) + word + ": do it, or write down the limit as a fact");
+        if (has_word(line, word))
+          found.push_back(place(file, number) + word + ": do it, or write down the limit as a fact");
     }
   }
   return found;
@@ -250,7 +268,8 @@ Lines form_violations(const Files& files) {
   for (const SourceFile& file : files) {
     if (!is_source(file.path)) continue;
     const size_t count = lines_of(file.text).size();
-    if (count > kLinesMax) found.push_back(file.path + ": " + std::to_string(count) + " lines; at most " + std::to_string(kLinesMax));
+    if (count > kLinesMax)
+      found.push_back(file.path + ": " + std::to_string(count) + " lines; at most " + std::to_string(kLinesMax));
     if (!ends_with(file.path, ".h")) continue;
     if (!starts_with(file.text, "//")) found.push_back(file.path + ": a header opens with a comment on what it is for");
     if (file.text.find("\n#pragma once\n") == std::string::npos) found.push_back(file.path + ": no #pragma once");
@@ -301,7 +320,8 @@ Lines link_violations(const Files& files, const std::function<bool(const std::st
 // Everything that is written by hand: no build outputs, no recorded data.
 const Files& house() {
   static const Files files = [] {
-    static const std::set<std::string> kinds = {".cpp", ".h", ".c", ".def", ".md", ".txt", ".sh", ".awk", ".cmake", ".yaml"};
+    static const std::set<std::string> kinds = {".cpp", ".h",  ".c",   ".def",   ".md",
+                                                ".txt", ".sh", ".awk", ".cmake", ".yaml"};
     const fs::path root = THIMBLE_SOURCE_DIR;
     Files list;
     for (auto it = fs::recursive_directory_iterator(root); it != fs::recursive_directory_iterator(); ++it) {
@@ -312,7 +332,8 @@ const Files& house() {
       }
       if (!it->is_regular_file() || kinds.count(it->path().extension().string()) == 0) continue;
       std::ifstream in(it->path(), std::ios::binary);
-      list.push_back({fs::relative(it->path(), root).generic_string(), std::string(std::istreambuf_iterator<char>(in), {})});
+      list.push_back(
+          {fs::relative(it->path(), root).generic_string(), std::string(std::istreambuf_iterator<char>(in), {})});
     }
     return list;
   }();
@@ -340,7 +361,9 @@ TEST(House, NoMachinePathsNoPromises) { EXPECT_EQ(joined(text_violations(house()
 TEST(House, Form) { EXPECT_EQ(joined(form_violations(house())), ""); }
 TEST(House, FoldersExplainThemselves) { EXPECT_EQ(joined(readme_violations(house())), ""); }
 TEST(House, Links) {
-  EXPECT_EQ(joined(link_violations(house(), [](const std::string& p) { return fs::exists(fs::path(THIMBLE_SOURCE_DIR) / p); })), "");
+  EXPECT_EQ(joined(link_violations(house(),
+                                   [](const std::string& p) { return fs::exists(fs::path(THIMBLE_SOURCE_DIR) / p); })),
+            "");
 }
 
 // A folder of tests that CMake does not know would never run.
@@ -372,7 +395,8 @@ TEST(Rules, LayersAreNoticed) {
   EXPECT_EQ(layer_violations({{"tests/x/a.h", ""}, {"tools/b.cpp", "#include \"tests/x/a.h\""}}).size(), 1u);
   EXPECT_EQ(layer_violations({{"tensor/b.h", ""}, {"tensor/c.cpp", "#include \"b.h\""}}).size(), 1u);
   EXPECT_EQ(layer_violations({{"attic/c.cpp", ""}}).size(), 1u);
-  EXPECT_EQ(layer_violations({{"tools/a.h", ""}, {"tools/b.cpp", "#include \"tools/a.h\"\n#include <a.h>"}}).size(), 0u);
+  EXPECT_EQ(layer_violations({{"tools/a.h", ""}, {"tools/b.cpp", "#include \"tools/a.h\"\n#include <a.h>"}}).size(),
+            0u);
 }
 
 TEST(Rules, HomesAreNoticed) {
@@ -386,20 +410,42 @@ TEST(Rules, HomesAreNoticed) {
 
 TEST(Rules, TierIncludesAreNoticed) {
   EXPECT_EQ(tier_include_violations({{"kernels/simd/a.cpp", "#include <cmath>"}}).size(), 1u);
-  EXPECT_EQ(tier_include_violations({{"kernels/simd/a.cpp", "#include <cstdint>"}, {"kernels/ref/b.cpp", "#include <cmath>"}}).size(), 0u);
+  EXPECT_EQ(
+      tier_include_violations({{"kernels/simd/a.cpp", "#include <cstdint>"}, {"kernels/ref/b.cpp", "#include <cmath>"}})
+          .size(),
+      0u);
 }
 
 TEST(Rules, MacrosAreNoticed) {
   EXPECT_EQ(macro_violations({{"tensor/a.h", "#define THIMBLE_HELPER(x) x"}}).size(), 1u);
   EXPECT_EQ(macro_violations({{"tensor/a.h", "#define THIMBLE_HAS_ASAN 1"}}).size(), 1u);
   EXPECT_EQ(macro_violations({{"tensor/a.cpp", "#define THIMBLE_TEST_ASAN 1"}}).size(), 1u);
-  EXPECT_EQ(macro_violations({{"tensor/a.cpp", "#define THIMBLE_HAS_ASAN 1"}, {"tests/t/a.h", "#define THIMBLE_TEST_ASAN"}}).size(), 0u);
+  EXPECT_EQ(
+      macro_violations({{"tensor/a.cpp", "#define THIMBLE_HAS_ASAN 1"}, {"tests/t/a.h", "#define THIMBLE_TEST_ASAN"}})
+          .size(),
+      0u);
 }
 
 TEST(Rules, TextIsNoticed) {
-  EXPECT_EQ(text_violations({{"a.md", "in /tm" "p/x and in /wo" "rk"}}).size(), 2u);
-  EXPECT_EQ(text_violations({{"a.cpp", "// TO" "DO: later"}}).size(), 1u);
-  EXPECT_EQ(text_violations({{"a.md", "net/wo" "rk, frame/wo" "rking, ${HOME}/wo" "rk, TO" "DOS"}}).size(), 0u);
+  EXPECT_EQ(text_violations({{"a.md",
+                              "in /tm"
+                              "p/x and in /wo"
+                              "rk"}})
+                .size(),
+            2u);
+  EXPECT_EQ(text_violations({{"a.cpp",
+                              "// TO"
+                              "DO: later"}})
+                .size(),
+            1u);
+  EXPECT_EQ(text_violations({{"a.md",
+                              "net/wo"
+                              "rk, frame/wo"
+                              "rking, ${HOME}/wo"
+                              "rk, TO"
+                              "DOS"}})
+                .size(),
+            0u);
 }
 
 TEST(Rules, FormIsNoticed) {
@@ -418,7 +464,8 @@ TEST(Rules, FoldersAndLinksAreNoticed) {
   EXPECT_EQ(readme_violations({{"a/README.md", ""}, {"a/b/c/d.cpp", ""}}).size(), 1u);
   const auto exists = [](const std::string& path) { return path == "tensor/README.md"; };
   EXPECT_EQ(link_violations({{"README.md", "[a](tensor/README.md) [b](tensor/none.md)"}}, exists).size(), 1u);
-  EXPECT_EQ(link_violations({{"models/README.md", "[a](../tensor/README.md#x) [b](https://x.org/y)"}}, exists).size(), 0u);
+  EXPECT_EQ(link_violations({{"models/README.md", "[a](../tensor/README.md#x) [b](https://x.org/y)"}}, exists).size(),
+            0u);
 }
 
 }  // namespace
