@@ -1,0 +1,263 @@
+// Adapters over a shared base: what one person's rows give does not depend on who shares the batch, gradients through a
+// packed base are those through the matrix it stands for, and a saved adapter loads with the same bits.
+#include "models/adapter.h"
+#include "models/quantize.h"
+#include "tests/models/support.h"
+
+namespace thimble::models_test {
+namespace {
+
+const AdapterKind kKinds[] = {AdapterKind::lora, AdapterKind::ia3, AdapterKind::prompt, AdapterKind::prefix};
+
+// An adapter that changes something: fresh LoRA and IA3 do not.
+std::unique_ptr<Adapter> random_adapter(const Model& model, const KernelTable& kernels, AdapterKind kind, uint64_t seed,
+                                        const std::string& targets = "all-linear", double dropout = 0) {
+  AdapterOptions o;
+  o.kind = kind;
+  o.rank = 3;
+  o.alpha = 5;
+  o.dropout = dropout;
+  o.n_virtual = 4;
+  o.seed = seed;
+  if (kind == AdapterKind::lora || kind == AdapterKind::ia3) o.targets = targets;
+  auto adapter = std::make_unique<Adapter>(model, kernels, o);
+  Philox rng(seed, 99);
+  adapter->for_each_parameter([&](const std::string&, Weight& w) {
+    auto* data = static_cast<float*>(const_cast<void*>(w.data));
+    for (int64_t i = 0; i < w.numel(); ++i) data[i] += static_cast<float>(0.1 * rng.normal());
+  });
+  adapter->enable_gradients();
+  return adapter;
+}
+
+struct Person {
+  Adapter* adapter;
+  std::vector<std::vector<int32_t>> texts;
+};
+
+struct Outcome {
+  std::vector<std::vector<float>> logits;     // per person
+  std::vector<std::vector<float>> gradients;  // per person
+};
+
+// Forward and backward over the people in one batch; each person's loss is the mean over their own labels.
+Outcome run(Transformer& transformer, Context& ctx, const std::vector<Person>& people, Recompute recompute = Recompute::none) {
+  std::vector<int32_t> ids, labels, cu = {0};
+  std::vector<float> weights;
+  std::vector<AdapterSegment> segments;
+  for (const Person& p : people) {
+    const auto begin = static_cast<int64_t>(ids.size());
+    int64_t count = 0;
+    for (const auto& t : p.texts) {
+      const int64_t virtuals = p.adapter->kind() == AdapterKind::prompt ? p.adapter->n_virtual() : 0;
+      for (int64_t i = 0; i < virtuals; ++i) {
+        ids.push_back(kVirtualToken);
+        labels.push_back(i + 1 == virtuals ? t[0] : -1);
+      }
+      for (size_t i = 0; i < t.size(); ++i) {
+        ids.push_back(t[i]);
+        labels.push_back(i + 1 < t.size() ? t[i + 1] : -1);
+      }
+      cu.push_back(static_cast<int32_t>(ids.size()));
+    }
+    for (size_t i = size_t(begin); i < ids.size(); ++i) count += labels[i] >= 0;
+    weights.resize(ids.size(), 1.0f / static_cast<float>(count));
+    segments.push_back({begin, static_cast<int64_t>(ids.size()), p.adapter});
+  }
+  Batch batch;
+  batch.ids = ids.data();
+  batch.n = static_cast<int64_t>(ids.size());
+  batch.cu_seqlens = cu.data();
+  batch.n_seqs = static_cast<int64_t>(cu.size()) - 1;
+  batch.segments = segments.data();
+  batch.n_segments = static_cast<int64_t>(segments.size());
+  for (const Person& p : people) p.adapter->for_each_parameter([](const std::string&, Weight& w) { w.grad_written = false; });
+
+  Outcome result;
+  {
+    const ArenaScope scope(ctx.saved);
+    const Var y = transformer.logits(ctx, transformer.forward(ctx, batch));
+    for (const AdapterSegment& s : segments)
+      result.logits.emplace_back(y.t.f32() + s.begin * y.t.cols(), y.t.f32() + s.end * y.t.cols());
+  }
+  const ArenaScope scope(ctx.saved);
+  Tape tape;
+  ctx.tape = &tape;
+  ctx.training = true;
+  ctx.seed = 5;
+  ctx.step = 3;
+  const Var hidden = transformer.forward(ctx, batch, recompute);
+  transformer.loss(ctx, hidden, labels.data(), 1.0, nullptr, weights.data());
+  backward(ctx);
+  ctx.tape = nullptr;
+  ctx.training = false;
+  for (const Person& p : people) {
+    std::vector<float> all;
+    p.adapter->for_each_parameter([&](const std::string&, Weight& w) {
+      EXPECT_TRUE(w.grad_written);
+      all.insert(all.end(), w.grad, w.grad + w.numel());
+    });
+    result.gradients.push_back(std::move(all));
+  }
+  return result;
+}
+
+TEST(Adapter, MixedBatchGivesEachPersonTheSameBitsAsAlone) {
+  for (const std::string& name : {std::string("llama_gqa_untied"), std::string("gpt_neox"), std::string("gpt2")})
+    for (int bits : {0, 4}) {
+      Engine e;
+      Model model = load_model(oracle(name), e.kernels);
+      quantize_model(model, e.kernels, {bits, 32});
+      Transformer transformer(model, 64);
+      std::vector<std::unique_ptr<Adapter>> adapters;
+      std::vector<Person> people;
+      for (size_t i = 0; i < 5; ++i) {
+        adapters.push_back(random_adapter(model, e.kernels, kKinds[i % 4], 10 + i, "all-linear", i == 4 ? 0.0 : 0.3));
+        Person p{adapters.back().get(), {}};
+        for (size_t t = 0; t <= i % 3; ++t) p.texts.push_back(text(100 * i + t, static_cast<int64_t>(3 + 7 * t + i), model.config.vocab_size));
+        people.push_back(p);
+      }
+      const Outcome together = run(transformer, *e.ctx, people);
+      for (size_t i = 0; i < people.size(); ++i) {
+        const Outcome alone = run(transformer, *e.ctx, {people[i]});
+        EXPECT_TRUE(same_bits(alone.logits[0], together.logits[i])) << name << " bits " << bits << " person " << i;
+        EXPECT_TRUE(same_bits(alone.gradients[0], together.gradients[i])) << name << " bits " << bits << " person " << i;
+      }
+      const Outcome replayed = run(transformer, *e.ctx, people, Recompute::block);
+      for (size_t i = 0; i < people.size(); ++i)
+        EXPECT_TRUE(same_bits(replayed.gradients[i], together.gradients[i])) << name << " recompute, person " << i;
+    }
+}
+
+// The base as f32, with the values that the packed one stands for.
+void import_dequantized(Model& twin, const Model& packed, const KernelTable& kernels) {
+  export_tensors(packed, kernels, ExportWhat::weights, [&](const ExportedTensor& t) { ASSERT_TRUE(import_tensor(twin, t)); });
+}
+
+TEST(Adapter, GradientsThroughPackedBaseEqualTheDequantizedTwins) {
+  LoadOptions trainable;
+  trainable.trainable = true;
+  for (const std::string& name : {std::string("llama_gqa_untied"), std::string("gpt_neox"), std::string("opt_prenorm")})
+    for (Tier tier : tiers())
+      for (int bits : {8, 4}) {
+        Engine e(tier);
+        Model packed = load_model(oracle(name), e.kernels);
+        quantize_model(packed, e.kernels, {bits, bits == 8 ? 0 : 32});
+        Model twin = load_model(oracle(name), e.kernels, trainable);
+        import_dequantized(twin, packed, e.kernels);
+        Transformer packed_transformer(packed, 64), twin_transformer(twin, 64);
+        for (AdapterKind kind : kKinds) {
+          const auto a = random_adapter(packed, e.kernels, kind, 3), b = random_adapter(twin, e.kernels, kind, 3);
+          if (kind == AdapterKind::prompt)  // starts from the embeddings, which both share
+            std::memcpy(const_cast<void*>(b->prompt()->data), a->prompt()->data, size_t(a->prompt()->numel()) * sizeof(float));
+          const std::vector<std::vector<int32_t>> texts = {text(1, 20, packed.config.vocab_size), text(2, 9, packed.config.vocab_size)};
+          const Outcome x = run(packed_transformer, *e.ctx, {{a.get(), texts}}), y = run(twin_transformer, *e.ctx, {{b.get(), texts}});
+          double difference = 0, norm = 0;
+          for (size_t i = 0; i < x.gradients[0].size(); ++i) {
+            const double d = double(x.gradients[0][i]) - double(y.gradients[0][i]);
+            difference += d * d;
+            norm += double(y.gradients[0][i]) * double(y.gradients[0][i]);
+          }
+          EXPECT_GT(norm, 0);
+          EXPECT_LE(std::sqrt(difference), 1e-5 * std::sqrt(norm)) << name << " " << tier_name(tier) << " q" << bits << " " << adapter_kind_name(kind);
+        }
+      }
+}
+
+TEST(Adapter, SavedAdapterLoadsWithTheSameBits) {
+  for (const std::string& name : {std::string("llama_gqa_untied"), std::string("gpt_neox"), std::string("gpt2"), std::string("opt_prenorm")}) {
+    Engine e;
+    Model model = load_model(oracle(name), e.kernels);
+    Transformer transformer(model, 64);
+    for (AdapterKind kind : kKinds)
+      for (const std::string& targets : {std::string("all-linear"), std::string("\\.1\\..*")}) {
+        if (targets != "all-linear" && (kind == AdapterKind::prompt || kind == AdapterKind::prefix)) continue;
+        const auto adapter = random_adapter(model, e.kernels, kind, 8, targets);
+        const ScratchDir dir;
+        adapter->save(dir.path(), "base");
+        Adapter loaded(model, e.kernels, dir.path());
+        loaded.enable_gradients();
+        const std::vector<std::vector<int32_t>> texts = {text(1, 12, model.config.vocab_size)};
+        const Outcome before = run(transformer, *e.ctx, {{adapter.get(), texts}}), after = run(transformer, *e.ctx, {{&loaded, texts}});
+        EXPECT_TRUE(same_bits(before.logits[0], after.logits[0])) << name << " " << adapter_kind_name(kind) << " " << targets;
+        EXPECT_EQ(adapter->parameters(), loaded.parameters());
+      }
+  }
+}
+
+TEST(Adapter, MergedWeightsGiveTheAdaptersLogits) {
+  LoadOptions trainable;
+  trainable.trainable = true;
+  for (const std::string& name : {std::string("llama_gqa_untied"), std::string("gpt_neox"), std::string("gpt2"), std::string("opt_prenorm")}) {
+    Engine e;
+    for (AdapterKind kind : {AdapterKind::lora, AdapterKind::ia3}) {
+      Model model = load_model(oracle(name), e.kernels, trainable);
+      Transformer transformer(model, 64);
+      const auto adapter = random_adapter(model, e.kernels, kind, 4);
+      const std::vector<int32_t> ids = text(6, 15, model.config.vocab_size);
+      const Outcome want = run(transformer, *e.ctx, {{adapter.get(), {ids}}});
+      std::vector<ExportedTensor> merged;
+      adapter->merged(model, e.kernels, [&](const ExportedTensor& t) { merged.push_back(t); });
+      for (const ExportedTensor& t : merged) ASSERT_TRUE(import_tensor(model, t));
+      Rows rows;
+      rows.add(ids);
+      const std::vector<float> got = logits_of(transformer, *e.ctx, rows);
+      double worst = 0;
+      for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::fabs(double(got[i]) - double(want.logits[0][i])));
+      EXPECT_LE(worst, 1e-4) << name << " " << adapter_kind_name(kind);
+    }
+  }
+}
+
+TEST(Adapter, FreshLoraAndIa3ChangeNothing) {
+  Engine e;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  Transformer transformer(model, 64);
+  Rows rows;
+  rows.add(text(6, 15, model.config.vocab_size));
+  const std::vector<float> base = logits_of(transformer, *e.ctx, rows);
+  for (AdapterKind kind : {AdapterKind::lora, AdapterKind::ia3}) {
+    AdapterOptions o;
+    o.kind = kind;
+    Adapter adapter(model, e.kernels, o);
+    const AdapterSegment segment{0, 15, &adapter};
+    const ArenaScope scope(e.ctx->saved);
+    Batch batch = rows.batch();
+    batch.segments = &segment;
+    batch.n_segments = 1;
+    const Var y = transformer.logits(*e.ctx, transformer.forward(*e.ctx, batch));
+    EXPECT_TRUE(same_bits(base, std::vector<float>(y.t.f32(), y.t.f32() + y.t.numel()))) << adapter_kind_name(kind);
+  }
+}
+
+TEST(Adapter, DamagedFilesAreRefusedByName) {
+  Engine e;
+  Model llama = load_model(oracle("llama_gqa_untied"), e.kernels), neox = load_model(oracle("gpt_neox"), e.kernels);
+  const auto adapter = random_adapter(llama, e.kernels, AdapterKind::lora, 1, "q_proj");
+  const ScratchDir dir;
+  adapter->save(dir.path(), "base");
+  EXPECT_THROW(Adapter(neox, e.kernels, dir.path()), Error);  // no module of that name
+  nlohmann::json config = read_json(dir / "adapter_config.json");
+  const auto code_with = [&](const std::string& key, const nlohmann::json& value) {
+    nlohmann::json changed = config;
+    changed[key] = value;
+    write_json(dir / "adapter_config.json", changed);
+    try {
+      Adapter(llama, e.kernels, dir.path());
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("adapter_"), std::string::npos) << error.what();
+      return static_cast<int>(error.code());
+    }
+    return 0;
+  };
+  EXPECT_EQ(code_with("r", 3), 0);
+  EXPECT_EQ(code_with("r", 7), 3);  // shapes no longer fit
+  EXPECT_EQ(code_with("r", "many"), 3);
+  EXPECT_EQ(code_with("peft_type", "VERA"), 5);
+  EXPECT_EQ(code_with("use_dora", true), 5);
+  EXPECT_EQ(code_with("target_modules", nlohmann::json::array({"q_proj", "v_proj"})), 3);  // v_proj has no tensors
+  EXPECT_EQ(code_with("target_modules", "(unclosed"), 3);
+}
+
+}  // namespace
+}  // namespace thimble::models_test
