@@ -22,6 +22,11 @@ void check_ids(const ModelConfig& config, const std::vector<int32_t>& ids) {
                   "the tokenizer and the model do not belong together");
 }
 
+// Rows that stand in front of each sequence.
+int64_t virtual_rows(const Adapter* adapter) {
+  return adapter && adapter->kind() == AdapterKind::prompt ? adapter->n_virtual() : 0;
+}
+
 }  // namespace
 
 std::vector<PerplexityWindow> perplexity_windows(int64_t n, const PerplexityOptions& options) {
@@ -55,15 +60,17 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
   const auto n = static_cast<int64_t>(ids.size());
   PerplexityResult result;
   result.windows = perplexity_windows(n, options);
-  if (options.ctx > config.max_positions)
-    throw Error(ErrorCode::usage, fmt::format("--ctx {}: the model has positions for {} tokens", options.ctx, config.max_positions),
-                fmt::format("use --ctx {} or less", config.max_positions));
+  const int64_t positions = config.max_positions - (options.adapter ? options.adapter->n_virtual() : 0);
+  if (options.ctx > positions)
+    throw Error(ErrorCode::usage, fmt::format("--ctx {}: the model has positions for {} tokens", options.ctx, positions),
+                fmt::format("use --ctx {} or less", positions));
   check_ids(config, ids);
   const bool bos = options.bos_id >= 0;
   if (bos) check_ids(config, {options.bos_id});
   result.nll.assign(ids.size(), std::numeric_limits<double>::quiet_NaN());
 
-  const auto inputs = [&](const PerplexityWindow& w) { return w.end - w.begin - (bos ? 0 : 1); };
+  const int64_t virtuals = virtual_rows(options.adapter);
+  const auto inputs = [&](const PerplexityWindow& w) { return virtuals + w.end - w.begin - (bos ? 0 : 1); };
   const size_t total = result.windows.size();
   for (size_t first = 0; first < total;) {
     size_t last = first;
@@ -75,6 +82,7 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
     batch_ids.reserve(static_cast<size_t>(rows));
     for (size_t i = first; i < last; ++i) {
       const PerplexityWindow& w = result.windows[i];
+      batch_ids.insert(batch_ids.end(), static_cast<size_t>(virtuals), kVirtualToken);
       if (bos) batch_ids.push_back(options.bos_id);
       batch_ids.insert(batch_ids.end(), ids.begin() + w.begin, ids.begin() + w.end - 1);
       cu_seqlens.push_back(static_cast<int32_t>(batch_ids.size()));
@@ -85,6 +93,11 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
     batch.n = static_cast<int64_t>(batch_ids.size());
     batch.cu_seqlens = cu_seqlens.data();
     batch.n_seqs = static_cast<int64_t>(last - first);
+    const AdapterSegment segment{0, batch.n, options.adapter};
+    if (options.adapter) {
+      batch.segments = &segment;
+      batch.n_segments = 1;
+    }
 
     const ArenaScope scope(ctx.saved);
     const Var hidden = transformer.forward(ctx, batch);
@@ -131,16 +144,21 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
 
 double bits_per_byte(double nll_sum, int64_t bytes) { return nll_sum / std::log(2.0) / double(bytes); }
 
-Scorer::Scorer(Transformer& transformer, Context& ctx) : transformer_(transformer), ctx_(ctx) {}
+Scorer::Scorer(Transformer& transformer, Context& ctx, Adapter* adapter) : transformer_(transformer), ctx_(ctx), adapter_(adapter) {}
 
 void Scorer::reserve(int64_t tokens) {
-  if (cache_ && cache_->capacity() >= tokens) {
+  const int64_t virtuals = virtual_rows(adapter_);
+  if (cache_ && cache_->capacity() >= tokens + virtuals) {
     cache_->rewind(0, 0);
-    return;
+  } else {
+    cache_.reset();
+    const int64_t capacity = std::min(transformer_.max_tokens(), (tokens + virtuals + 127) / 128 * 128);
+    cache_ = std::make_unique<KvCache>(transformer_.config(), 1, capacity, ctx_.budget);
   }
-  cache_.reset();
-  const int64_t capacity = std::min(transformer_.max_tokens(), (tokens + 127) / 128 * 128);
-  cache_ = std::make_unique<KvCache>(transformer_.config(), 1, capacity, ctx_.budget);
+  if (virtuals == 0) return;
+  const std::vector<int32_t> ids(static_cast<size_t>(virtuals), kVirtualToken);
+  run(ids.data(), virtuals, true);
+  hidden_.clear();
 }
 
 void Scorer::run(const int32_t* ids, int64_t n, bool keep_last_only) {
@@ -154,6 +172,11 @@ void Scorer::run(const int32_t* ids, int64_t n, bool keep_last_only) {
     batch.cu_seqlens = cu_seqlens;
     batch.n_seqs = 1;
     batch.cache = cache_.get();
+    const AdapterSegment segment{0, count, adapter_};
+    if (adapter_) {
+      batch.segments = &segment;
+      batch.n_segments = 1;
+    }
     const ArenaScope scope(ctx_.saved);
     const Var hidden = transformer_.forward(ctx_, batch);
     const int64_t cols = hidden.t.cols(), from = keep_last_only ? count - 1 : 0;
@@ -191,7 +214,7 @@ std::vector<Loglikelihood> Scorer::choices(const std::vector<int32_t>& context,
     throw Error(ErrorCode::input, "the context to score from has no tokens", "put BOS in front of an empty context");
   check_ids(transformer_.config(), context);
   const auto n_context = static_cast<int64_t>(context.size());
-  const int64_t limit = transformer_.max_tokens();
+  const int64_t limit = transformer_.max_tokens() - (adapter_ ? adapter_->n_virtual() : 0);
   int64_t longest = 0;  // input tokens of a pair whose context stays whole
   for (const auto& continuation : continuations) {
     if (continuation.empty()) throw Error(ErrorCode::input, "a continuation to score has no tokens", "give every continuation some text");
@@ -205,8 +228,8 @@ std::vector<Loglikelihood> Scorer::choices(const std::vector<int32_t>& context,
   std::vector<Loglikelihood> results(continuations.size());
   const auto cols = static_cast<size_t>(transformer_.config().embed_dim);
   if (longest > 0) {
-    reserve(longest);
     hidden_.clear();
+    reserve(longest);
     run(context.data(), n_context, true);
     const int64_t mark = cache_->mark(0);
     for (size_t i = 0; i < continuations.size(); ++i) {
@@ -222,8 +245,8 @@ std::vector<Loglikelihood> Scorer::choices(const std::vector<int32_t>& context,
     const auto n = static_cast<int64_t>(continuations[i].size());
     const int64_t keep = limit - n + 1;  // context tokens that fit
     if (n_context <= keep) continue;
-    reserve(limit);
     hidden_.clear();
+    reserve(limit);
     run(context.data() + (n_context - keep), keep, true);
     run(continuations[i].data(), n - 1, false);
     results[i] = score_rows(continuations[i]);

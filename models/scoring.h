@@ -25,6 +25,7 @@ struct PerplexityOptions {
   int32_t bos_id = -1;     // >= 0: stands in front of each window
   int64_t batch_rows = 1024;  // windows are evaluated together up to this many rows; at least one window
   int64_t max_windows = 0;    // 0: all
+  Adapter* adapter = nullptr;  // serves every row; its virtual tokens come on top of ctx
   std::function<void(int64_t done, int64_t total)> progress;  // in windows
 };
 
@@ -47,7 +48,7 @@ struct PerplexityResult {
   double ppl_stderr = 0;        // ppl * nll_stderr
 };
 
-// transformer.max_tokens() must be at least min(ctx, tokens). Throws as perplexity_windows, and input for ids that the
+// transformer.max_tokens() must be at least min(ctx, tokens) and the adapter's virtual tokens. Throws as perplexity_windows, and input for ids that the
 // model does not have.
 PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::vector<int32_t>& ids,
                             const PerplexityOptions& options);
@@ -65,16 +66,18 @@ struct Loglikelihood {
 // the mark.
 class Scorer {
  public:
-  Scorer(Transformer& transformer, Context& ctx);
+  // adapter: serves every row; may be null.
+  Scorer(Transformer& transformer, Context& ctx, Adapter* adapter = nullptr);
 
   // context: at least one token (BOS stands for an empty one). Continuations: at least one token each. What exceeds
-  // transformer.max_tokens() is cut from the left of the context.
+  // transformer.max_tokens() less the adapter's virtual tokens is cut from the left of the context.
   // Errors: input for an empty list of tokens, an id that the model does not have, or a continuation that is longer than
   // the model's context.
   std::vector<Loglikelihood> choices(const std::vector<int32_t>& context, const std::vector<std::vector<int32_t>>& continuations);
   Loglikelihood loglikelihood(const std::vector<int32_t>& context, const std::vector<int32_t>& continuation);
 
  private:
+  // An empty cache for that many tokens, with the virtual tokens of a prompt adapter at its start.
   void reserve(int64_t tokens);
   // Appends tokens to the cache; the hidden states behind them go to rows of `hidden`, from row `first` on.
   void run(const int32_t* ids, int64_t n, bool keep_last_only);
@@ -82,6 +85,7 @@ class Scorer {
 
   Transformer& transformer_;
   Context& ctx_;
+  Adapter* adapter_;
   std::unique_ptr<KvCache> cache_;
   std::vector<float> hidden_;  // [rows, embed_dim] of the positions that predict the continuation
 };

@@ -154,15 +154,16 @@ Progress::~Progress() {
   if (active_ && last_ > 0) fmt::print(stderr, "\r\033[K");
 }
 
-void Progress::update(int64_t done) {
+void Progress::update(int64_t done, const std::string& note) {
   if (!active_) return;
   const double now = seconds_now();
   if (now - last_ < 0.2 && done < total_) return;
   last_ = now;
   const double rate = double(done) / std::max(1e-9, now - start_);
   const double eta = rate > 0 ? double(total_ - done) / rate : 0;
-  fmt::print(stderr, "\r\033[K{} {}/{} {} ({:.0f} %), {:.1f} {}/s, {:.0f} s left", what_, done, total_, unit_,
-             total_ > 0 ? 100.0 * double(done) / double(total_) : 100.0, rate, unit_, eta);
+  fmt::print(stderr, "\r\033[K{} {}/{} {} ({:.0f} %), {:.1f} {}/s, {:.0f} s left{}{}", what_, done, total_, unit_,
+             total_ > 0 ? 100.0 * double(done) / double(total_) : 100.0, rate, unit_, eta,
+             note.empty() ? "" : ", ", note);
   std::fflush(stderr);
 }
 
@@ -207,6 +208,8 @@ int main_entry(int argc, char** argv) {
   add_tokenize(app, &run);
   add_generate(app, &run);
   add_eval(app, &run);
+  add_tune(app, &run);
+  add_pretrain(app, &run);
   add_parity(app, &run);
   add_completion(app, &run);
   std::vector<std::string> mirrored;

@@ -65,7 +65,8 @@ class Progress {
  public:
   Progress(const CommonOptions& options, std::string what, int64_t total, std::string unit);
   ~Progress();
-  void update(int64_t done);
+  // note: stands behind the figures.
+  void update(int64_t done, const std::string& note = {});
 
  private:
   bool active_;
@@ -86,6 +87,8 @@ void add_model(CLI::App& app, Run* run);
 void add_tokenize(CLI::App& app, Run* run);
 void add_generate(CLI::App& app, Run* run);
 void add_eval(CLI::App& app, Run* run);
+void add_tune(CLI::App& app, Run* run);
+void add_pretrain(CLI::App& app, Run* run);
 void add_parity(CLI::App& app, Run* run);
 void add_completion(CLI::App& app, Run* run);
 

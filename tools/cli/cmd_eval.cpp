@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "kernels/isa.h"
+#include "models/adapter.h"
 #include "models/io/json.h"
 #include "models/model.h"
 #include "models/scoring.h"
@@ -28,7 +29,7 @@ using Json = nlohmann::ordered_json;
 
 struct EvalOptions {
   CommonOptions common;
-  std::string model, tokenizer, ppl, choices, continuation, samples;
+  std::string model, tokenizer, adapter, ppl, choices, continuation, samples;
   int64_t ctx = 0, stride = 0, limit = 0;
   bool bos = false;
 };
@@ -133,13 +134,19 @@ struct Loaded {
   Tokenizer tokenizer;
   std::string tokenizer_path;
   int32_t bos_id, prefix_id;  // prefix: stands for an empty context
+  std::unique_ptr<Adapter> adapter;
+
+  int64_t virtuals() const { return adapter ? adapter->n_virtual() : 0; }
+  // Tokens of text that fit.
+  int64_t positions() const { return model.config.max_positions - virtuals(); }
 };
 
 Loaded load(const EvalOptions& o, Session& session) {
   const std::string tokenizer_path = o.tokenizer.empty() ? default_tokenizer_path(o.model) : o.tokenizer;
   LoadOptions options;
   options.budget = &session.budget();
-  Loaded l{load_model(o.model, session.kernels(), options), Tokenizer::load(tokenizer_path), tokenizer_path, -1, -1};
+  Loaded l{load_model(o.model, session.kernels(), options), Tokenizer::load(tokenizer_path), tokenizer_path, -1, -1, nullptr};
+  if (!o.adapter.empty()) l.adapter = std::make_unique<Adapter>(l.model, session.kernels(), o.adapter, &session.budget());
   if (!o.common.quiet)
     for (const std::string& w : l.model.warnings) warn(w);
   const ModelConfig& c = l.model.config;
@@ -263,7 +270,8 @@ Json result_json(const EvalOptions& o, const Session& session, const Loaded& l, 
   j["higher_is_better"][task] = r.higher_is_better;
   j["n-samples"][task] = {{"original", r.original}, {"effective", r.effective}};
   j["config"] = {{"model", "thimble"},
-                 {"model_args", fmt::format("pretrained={},tokenizer={},add_bos_token={}", l.model.path, l.tokenizer_path, o.bos)},
+                 {"model_args", fmt::format("pretrained={},tokenizer={},{}add_bos_token={}", l.model.path, l.tokenizer_path,
+                                             o.adapter.empty() ? "" : "peft=" + o.adapter + ",", o.bos)},
                  {"model_num_parameters", l.model.parameters()},
                  {"model_dtype", l.model.quantization.empty() ? Json(nullptr) : Json(l.model.quantization)},
                  {"batch_size", 1},
@@ -312,8 +320,9 @@ int64_t scored_bytes(const Tokenizer& tokenizer, const std::string& text, const 
 TaskResult run_ppl(const EvalOptions& o, Session& session, Loaded& l, Samples& samples) {
   const std::string text = read_file(o.ppl);
   if (text.empty()) throw Error(ErrorCode::input, o.ppl + ": the file is empty: expected text to score", "give a file with text");
-  const int64_t positions = l.model.config.max_positions;
+  const int64_t positions = l.positions();
   PerplexityOptions p;
+  p.adapter = l.adapter.get();
   p.ctx = o.ctx > 0 ? o.ctx : std::min<int64_t>(positions, 1024);
   p.stride = o.stride > 0 ? o.stride : std::max<int64_t>(1, p.ctx / 2);
   p.bos_id = o.bos ? l.bos_id : -1;
@@ -332,7 +341,7 @@ TaskResult run_ppl(const EvalOptions& o, Session& session, Loaded& l, Samples& s
   Progress progress(o.common, "perplexity", static_cast<int64_t>(windows.size()), "windows");
   p.progress = [&](int64_t done, int64_t) { progress.update(done); };
   const auto ctx = session.make_context();
-  Transformer transformer(l.model, std::min<int64_t>(p.ctx, static_cast<int64_t>(ids.size())));
+  Transformer transformer(l.model, std::min<int64_t>(p.ctx, static_cast<int64_t>(ids.size())) + l.virtuals());
   const PerplexityResult result = perplexity(transformer, *ctx, ids, p);
   for (size_t i = 0; i < result.windows.size(); ++i) {
     const PerplexityWindow& w = result.windows[i];
@@ -374,7 +383,7 @@ TaskResult run_items(const EvalOptions& o, Session& session, Loaded& l, Samples&
   const bool multiple_choice = !o.choices.empty();
   const std::string& path = multiple_choice ? o.choices : o.continuation;
   const Items items = multiple_choice ? read_choices(path, o.limit) : read_continuations(path, o.limit);
-  const int64_t positions = l.model.config.max_positions;
+  const int64_t positions = l.positions();
   if (o.ctx > positions)
     throw Error(ErrorCode::usage, fmt::format("--ctx {}: {} has positions for {} tokens", o.ctx, l.model.path, positions),
                 fmt::format("use --ctx {} or less", positions));
@@ -392,8 +401,8 @@ TaskResult run_items(const EvalOptions& o, Session& session, Loaded& l, Samples&
     }
   }
   const auto ctx = session.make_context();
-  Transformer transformer(l.model, std::min(longest, max_length));
-  Scorer scorer(transformer, *ctx);
+  Transformer transformer(l.model, std::min(longest, max_length) + l.virtuals());
+  Scorer scorer(transformer, *ctx, l.adapter.get());
   Progress progress(o.common, multiple_choice ? "choices" : "continuations", static_cast<int64_t>(items.rows.size()), "rows");
 
   std::vector<double> acc, acc_norm, acc_bytes, logprobs;
@@ -534,6 +543,7 @@ void add_eval(CLI::App& app, Run* run) {
   auto o = std::make_shared<EvalOptions>();
   command->add_option("--model", o->model, "model directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
+  command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
   command->add_option("--ppl", o->ppl, "text whose perplexity is measured");
   command->add_option("--choices", o->choices, "multiple-choice questions, one JSON object per line");
   command->add_option("--continuation", o->continuation, "contexts and continuations, one JSON object per line");

@@ -1,10 +1,14 @@
-// thimble model: looking at checkpoints. Each sub-command is a function below and one line in add_model.
+// thimble model: looking at checkpoints and merging adapters into them. Each sub-command is a function below and one line in add_model.
 #include <fmt/format.h>
 
+#include "models/adapter.h"
 #include "models/model.h"
+#include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 #include "tools/cli/cli.h"
+#include "tools/cli/model_output.h"
+#include "tools/cli/tokenizer_path.h"
 
 namespace thimble::cli {
 namespace {
@@ -167,13 +171,68 @@ void add_info(CLI::App& model, Run* run) {
   command->callback([o, run] { *run = [o] { return run_info(*o); }; });
 }
 
+struct MergeOptions {
+  CommonOptions common;
+  std::string model, adapter, out, tokenizer, dtype = "f32";
+};
+
+int run_merge(const MergeOptions& o) {
+  Session session(o.common);
+  if (same_path(o.model, o.out) || file_exists(join_path(o.out, "model.safetensors")))
+    throw Error(ErrorCode::usage, "--out " + o.out + ": already holds a model", "choose a new directory");
+  LoadOptions options;
+  options.budget = &session.budget();
+  const Model model = load_model(o.model, session.kernels(), options);
+  if (!o.common.quiet)
+    for (const std::string& w : model.warnings) warn(w);
+  const Adapter adapter(model, session.kernels(), o.adapter, &session.budget());
+  // An adapter that adds tokens is refused before anything is written.
+  if (adapter.kind() == AdapterKind::prompt || adapter.kind() == AdapterKind::prefix)
+    adapter.merged(model, session.kernels(), [](const ExportedTensor&) {});
+  const SafetensorsDtype dtype =
+      o.dtype == "f16" ? SafetensorsDtype::f16 : o.dtype == "bf16" ? SafetensorsDtype::bf16 : SafetensorsDtype::f32;
+  try {
+    Tokenizer::load(o.tokenizer.empty() ? default_tokenizer_path(o.model) : o.tokenizer).save(o.out);
+  } catch (const Error& e) {
+    // A model alone is worth merging too.
+    if (!o.tokenizer.empty()) throw;
+    warn(std::string("no tokenizer is written: ") + e.what());
+  }
+  const int64_t changed = write_model(o.out, model, session.kernels(), base_config(model), dtype, &adapter);
+  if (o.common.json)
+    print_json({{"schema", "thimble.model/1"}, {"model", o.model}, {"adapter", o.adapter}, {"dtype", o.dtype},
+                {"tensors_changed", changed}, {"out", o.out}});
+  else
+    write_stdout(fmt::format("{}: {} with {} folded into {} tensors, {}\n", o.out, o.model, o.adapter, changed, o.dtype));
+  return 0;
+}
+
+void add_merge(CLI::App& model, Run* run) {
+  CLI::App* command = model.add_subcommand("merge", "fold an adapter into the weights of its base");
+  command->footer(
+      "Example: thimble model merge --model DIR --adapter ADAPTER --out MERGED --dtype bf16\n"
+      "The result is a Hugging Face directory. LoRA and IA3 can be merged; prompts and prefixes cannot, they add tokens.");
+  auto o = std::make_shared<MergeOptions>();
+  command->add_option("--model", o->model, "base model: directory or llama2.c .bin file")->required();
+  command->add_option("--adapter", o->adapter, "PEFT adapter directory")->required();
+  command->add_option("--out", o->out, "directory to write")->required();
+  command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
+  command->add_option("--dtype", o->dtype, "f32 (default), bf16 or f16")->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  add_common_options(*command, o->common);
+  command->callback([o, run] { *run = [o] { return run_merge(*o); }; });
+}
+
 }  // namespace
 
 void add_model(CLI::App& app, Run* run) {
-  CLI::App* command = app.add_subcommand("model", "look at checkpoints");
-  command->footer("Example: thimble model info DIR --tensors");
+  CLI::App* command = app.add_subcommand("model", "look at checkpoints, merge adapters");
+  command->footer(
+      "Examples:\n"
+      "  thimble model info DIR --tensors\n"
+      "  thimble model merge --model DIR --adapter ADAPTER --out MERGED");
   command->require_subcommand(1);
   add_info(*command, run);
+  add_merge(*command, run);
 }
 
 }  // namespace thimble::cli

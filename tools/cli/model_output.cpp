@@ -1,0 +1,106 @@
+#include "tools/cli/model_output.h"
+
+#include <filesystem>
+#include <set>
+#include <vector>
+
+#include "models/io/json.h"
+#include "tensor/error.h"
+#include "tensor/file.h"
+
+namespace thimble::cli {
+namespace {
+
+// llama2.c rotates neighbours (2j, 2j + 1), Hugging Face's Llama rotates (j, j + d / 2): the same model with the rows
+// of each head's q and k in another order.
+void order_rotary_rows(const ModelConfig& config, ExportedTensor* t) {
+  const bool rotary =
+      t->name.find(".q_proj.weight") != std::string::npos || t->name.find(".k_proj.weight") != std::string::npos;
+  if (!config.rope.interleaved || !rotary) return;
+  const int64_t cols = t->shape[1], d = config.head_dim;
+  const std::vector<float> from = t->data;
+  for (int64_t r = 0; r < t->shape[0]; ++r) {
+    const int64_t in_head = r % d;
+    const int64_t source = r - in_head + (in_head < d / 2 ? 2 * in_head : 2 * (in_head - d / 2) + 1);
+    std::copy_n(&from[static_cast<size_t>(source * cols)], cols, &t->data[static_cast<size_t>(r * cols)]);
+  }
+}
+
+const char* dtype_name(SafetensorsDtype dtype) {
+  return dtype == SafetensorsDtype::f16 ? "float16" : dtype == SafetensorsDtype::bf16 ? "bfloat16" : "float32";
+}
+
+}  // namespace
+
+nlohmann::ordered_json base_config(const Model& model) {
+  if (!model.llama2c) {
+    const std::string path = is_directory(model.path) ? join_path(model.path, "config.json") : model.path;
+    const nlohmann::json checked = parse_json_file(path);
+    nlohmann::ordered_json config = nlohmann::ordered_json::parse(read_file(path));
+    config.erase("quantization_config");
+    return config;
+  }
+  const ModelConfig& c = model.config;
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"vocab_size", c.vocab_size},
+          {"hidden_size", c.hidden},
+          {"intermediate_size", c.intermediate},
+          {"num_hidden_layers", c.n_layers},
+          {"num_attention_heads", c.n_heads},
+          {"num_key_value_heads", c.n_kv_heads},
+          {"max_position_embeddings", c.max_positions},
+          {"rms_norm_eps", c.norm_eps},
+          {"rope_theta", c.rope.theta},
+          {"hidden_act", "silu"},
+          {"tie_word_embeddings", c.tied},
+          {"bos_token_id", c.bos_id},
+          {"eos_token_id", c.eos_ids.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(c.eos_ids[0])}};
+}
+
+int64_t write_model(const std::string& dir, const Model& model, const KernelTable& kernels,
+                    nlohmann::ordered_json config, SafetensorsDtype dtype, const Adapter* adapter) {
+  make_directories(dir);
+  // "dtype" is what newer versions of transformers write.
+  config.erase("dtype");
+  config["torch_dtype"] = dtype_name(dtype);
+  write_file(join_path(dir, "config.json"), config.dump(2) + "\n");
+
+  SafetensorsWriter writer(join_path(dir, "model.safetensors"));
+  writer.set_metadata("format", "pt");
+  export_tensors(model, kernels, ExportWhat::weights,
+                 [&](const ExportedTensor& t) { writer.declare(t.name, dtype, t.shape); });
+  std::vector<uint16_t> half;
+  const auto write = [&](ExportedTensor t) {
+    order_rotary_rows(model.config, &t);
+    if (dtype == SafetensorsDtype::f32) {
+      writer.write(t.name, t.data.data(), t.data.size() * sizeof(float));
+      return;
+    }
+    half.resize(t.data.size());
+    const ConvertArgs args{static_cast<int64_t>(t.data.size()), t.data.data(), half.data()};
+    if (dtype == SafetensorsDtype::f16)
+      kernels.f32_to_f16(args);
+    else
+      kernels.f32_to_bf16(args);
+    writer.write(t.name, half.data(), half.size() * sizeof(uint16_t));
+  };
+  std::set<std::string> merged;
+  if (adapter)
+    adapter->merged(model, kernels, [&](const ExportedTensor& t) {
+      merged.insert(t.name);
+      write(t);
+    });
+  export_tensors(model, kernels, ExportWhat::weights, [&](const ExportedTensor& t) {
+    if (merged.count(t.name) == 0) write(t);
+  });
+  writer.finish();
+  return static_cast<int64_t>(merged.size());
+}
+
+bool same_path(const std::string& a, const std::string& b) {
+  std::error_code failed;
+  return std::filesystem::equivalent(a, b, failed) && !failed;
+}
+
+}  // namespace thimble::cli
