@@ -211,7 +211,8 @@ Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
   if (c.parallel_residual) {
     const Var n2 = t.norm(ctx, x, w.norm2_w, w.norm2_b);
     ctx.observe("norm2", layer, n2.t);
-    const Var h = add(ctx, add(ctx, x, a), t.mlp_branch(ctx, layer, n2));
+    const Var m = t.mlp_branch(ctx, layer, n2);
+    const Var h = add(ctx, add(ctx, x, a), m);
     ctx.observe("block", layer, h.t);
     return h;
   }
@@ -295,8 +296,9 @@ Var Transformer::logits(Context& ctx, Var hidden) {
   return y;
 }
 
-double Transformer::loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss) {
-  return linear_cross_entropy(ctx, hidden, &model_.weights.head(), nullptr, labels, denominator, row_loss);
+double Transformer::loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss,
+                         const float* row_weights) {
+  return linear_cross_entropy(ctx, hidden, &model_.weights.head(), nullptr, labels, denominator, row_loss, row_weights);
 }
 
 }  // namespace thimble

@@ -40,7 +40,9 @@ class Transformer {
   // hidden Wᵀ: [n, vocab]
   Var logits(Context& ctx, Var hidden);
   // Cross entropy of every row against labels (negative: ignored), divided by denominator.
-  double loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss = nullptr);
+  // row_weights, when given, are the weights of the rows' losses instead of 1 / denominator.
+  double loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss = nullptr,
+              const float* row_weights = nullptr);
 
   Model& model() const { return model_; }
   const ModelConfig& config() const { return model_.config; }
