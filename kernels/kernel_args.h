@@ -108,11 +108,14 @@ using GemmI8Fn = void (*)(const GemmI8Args&) noexcept;
 // pairs_t, pairs_n: panel_t and panel_n (same ranges) of pairs.
 //   pairs_t: out[(c - col0) / 2 * nr + (r - row0)] = (W(r, c), W(r, c + 1)), c - col0 even
 //   pairs_n: out[(r - row0) / 2 * nr + (c - col0)] = (W(r, c), W(r + 1, c)), r - row0 even
+// pairs_columns (f32 rows only): the left operand of dW = dyᵀ x, columns of W as rows of pairs; nr is the distance of
+// these rows, any number >= ceil(rows / 2), and what lies between them is left alone.
+//   out[(c - col0) * nr + (r - row0) / 2] = (W(r, c), W(r + 1, c)), r - row0 even
 struct PairPanelArgs {
   WeightView w;
   int64_t row0, rows, col0, cols;
   int64_t nr;
-  uint32_t* out;  // pairs_t: [ceil(cols / 2)][nr]; pairs_n: [ceil(rows / 2)][nr]
+  uint32_t* out;  // pairs_t: [ceil(cols / 2)][nr]; pairs_n: [ceil(rows / 2)][nr]; pairs_columns: [cols][nr]
 };
 using PairPanelFn = void (*)(const PairPanelArgs&) noexcept;
 

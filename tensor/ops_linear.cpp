@@ -55,7 +55,8 @@ void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float*
 void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w) {
   const ArenaScope scope(ctx.scratch);
   const bool bf16 = ctx.precision == Precision::bf16;
-  const size_t bytes = (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(ctx.kernels, ctx.threads, m, w->rows, w->cols);
+  const auto scratch_bytes = bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes;
+  const size_t bytes = scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
   (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
 }

@@ -1,5 +1,5 @@
-// C[m, n] (+)= A[m, 2 k] B[2 k, n] from bf16 pairs: every element is one chain over the depth in f32, low half before high
-// half. The products are exact, so that this rounds exactly as a chain of fma does.
+// C[m, n] (+)= A[m, 2 k] B[2 k, n] from bf16 pairs: every element is one chain over the depth in f32, low half before
+// high half. The products are exact, so that this rounds exactly as a chain of fma does.
 #include "kernels/ref/init.h"
 #include "kernels/ref/weights.h"
 

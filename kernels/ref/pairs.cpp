@@ -34,6 +34,16 @@ void pairs_n(const PairPanelArgs& a) noexcept {
   }
 }
 
+void pairs_columns(const PairPanelArgs& a) noexcept {
+  for (int64_t c = 0; c < a.cols; ++c) {
+    for (int64_t r = 0; r < a.rows; r += 2) {
+      const uint32_t low = half<WeightFormat::f32>(a.w, a.row0 + r, a.col0 + c);
+      const uint32_t high = r + 1 < a.rows ? half<WeightFormat::f32>(a.w, a.row0 + r + 1, a.col0 + c) : 0;
+      a.out[c * a.nr + r / 2] = low | high << 16;
+    }
+  }
+}
+
 }  // namespace
 
 void init_pairs(KernelTable& t) {
@@ -47,6 +57,7 @@ void init_pairs(KernelTable& t) {
   t.pairs_n_bf16 = pairs_n<WeightFormat::bf16>;
   t.pairs_n_q8 = pairs_n<WeightFormat::q8>;
   t.pairs_n_q4 = pairs_n<WeightFormat::q4>;
+  t.pairs_columns = pairs_columns;
 }
 
 }  // namespace thimble::ref

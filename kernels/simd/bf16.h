@@ -57,7 +57,9 @@ inline vi bf16_bits(vf x) {
 inline vi halves(vf first, vf second) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(bf16_bits(first), bf16_bits(second)), 0xD8);
 }
-inline vi interleave(vf even, vf odd) { return _mm256_or_si256(bf16_bits(even), _mm256_slli_epi32(bf16_bits(odd), 16)); }
+inline vi interleave(vf even, vf odd) {
+  return _mm256_or_si256(bf16_bits(even), _mm256_slli_epi32(bf16_bits(odd), 16));
+}
 
 #endif
 

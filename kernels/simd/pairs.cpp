@@ -1,7 +1,7 @@
 // Panels of bf16 pairs, from any weight format (semantics: PairPanelArgs). Values are rounded before anything is moved, so
 // that transposes work on 32-bit lanes of two. pairs_t: rows are turned in registers, kLanes rows of kLanes pairs at a
 // time; tiles have their rows in the lanes already. pairs_n: two rows are interleaved; tiles round two strips into one
-// vector, whose lanes are then pairs of rows, and transpose that.
+// vector, whose lanes are then pairs of rows, and transpose that. pairs_columns: two rows interleaved, then transposed.
 #include "kernels/simd/bf16.h"
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
@@ -68,7 +68,9 @@ void rows_pairs_t(const PairPanelArgs& a) noexcept {
         });
       } else {
         for (int64_t j = 0; j < kLanes; ++j)
-          v[j] = j >= n ? set1(0.0f) : width >= 2 * kLanes ? load_pairs<F>(in + j * a.w.ld) : load_pairs_head<F>(in + j * a.w.ld, width);
+          v[j] = j >= n                 ? set1(0.0f)
+                 : width >= 2 * kLanes ? load_pairs<F>(in + j * a.w.ld)
+                                       : load_pairs_head<F>(in + j * a.w.ld, width);
         transpose(v);
         for (int64_t j = 0; j < kLanes && p + j < pairs; ++j) store_pairs(out + j * a.nr, v[j]);
       }
@@ -111,6 +113,41 @@ void rows_pairs_n(const PairPanelArgs& a) noexcept {
     for (; c < a.nr; c += kLanes) {
       const int64_t n = a.cols - c < kLanes ? a.cols - c : kLanes;
       store_pairs(out + c, n > 0 ? load_two_rows_head<F>(p + c, a.w.ld, has_odd, n) : set1(0.0f));
+    }
+  }
+}
+
+void pairs_columns(const PairPanelArgs& a) noexcept {
+  constexpr WeightFormat kF32 = WeightFormat::f32;
+  for (int64_t c = 0; c < a.cols; c += kLanes) {
+    const int64_t width = a.cols - c < kLanes ? a.cols - c : kLanes;
+    for (int64_t r = 0; r < a.rows; r += 2 * kLanes) {
+      const float* p = row_pointer<kF32>(a.w, a.row0 + r, a.col0 + c);
+      const int64_t left = a.rows - r, pairs = (left + 1) / 2, ld = a.w.ld;
+      uint32_t* out = a.out + c * a.nr + r / 2;
+      vf v[kLanes];
+      if (left >= 2 * kLanes && width == kLanes) {
+        unroll<kLaneCount>([&](auto j) __attribute__((always_inline)) {
+          constexpr int i = decltype(j)::value;
+          v[i] = load_two_rows<kF32>(p + 2 * i * ld, p + (2 * i + 1) * ld);
+        });
+        transpose(v);
+        unroll<kLaneCount>([&](auto j) __attribute__((always_inline)) {
+          store_pairs(out + decltype(j)::value * a.nr, v[decltype(j)::value]);
+        });
+      } else {
+        for (int64_t j = 0; j < kLanes; ++j)
+          v[j] = j < pairs ? load_two_rows_head<kF32>(p + 2 * j * ld, ld, 2 * j + 1 < left, width) : set1(0.0f);
+        transpose(v);
+        for (int64_t j = 0; j < width; ++j) {
+          float* row = reinterpret_cast<float*>(out + j * a.nr);
+          if (pairs >= kLanes) {
+            store(row, v[j]);
+          } else {
+            store_head(row, v[j], pairs);
+          }
+        }
+      }
     }
   }
 }
@@ -225,6 +262,7 @@ void init_pairs(KernelTable& t) {
   t.pairs_n_bf16 = rows_pairs_n<WeightFormat::bf16>;
   t.pairs_n_q8 = tiles_pairs_n<WeightFormat::q8>;
   t.pairs_n_q4 = tiles_pairs_n<WeightFormat::q4>;
+  t.pairs_columns = pairs_columns;
 }
 
 }  // namespace thimble::THIMBLE_ISA

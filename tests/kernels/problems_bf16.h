@@ -25,6 +25,13 @@ struct Problem<PairPanelFn> {
   static std::vector<Shape> test_shapes(const SlotInfo& slot) {
     std::vector<Shape> shapes;
     const bool transposed = is_transposed(slot);
+    if (is_columns(slot)) {
+      shapes.push_back(shape(1, 1, 0, 1, 0, 1, 1, 0, 0));
+      for (const int64_t rows : {0, 1, 15, 16, 17, 32, 33, 63})
+        shapes.push_back(shape(90, 53, 5, rows, 3, 16, 33, 0, 0));
+      for (const int64_t cols : {1, 7, 8, 9, 15, 17, 50}) shapes.push_back(shape(90, 53, 5, 70, 3, cols, 37, 0, 0));
+      return shapes;
+    }
     for (const auto& variant : quantization_variants(slot)) {
       const auto add = [&](int64_t R, int64_t C, int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t nr) {
         shapes.push_back(shape(R, C, row0, rows, col0, cols, nr, variant.first, variant.second));
@@ -52,10 +59,11 @@ struct Problem<PairPanelFn> {
   }
   static std::vector<Shape> bench_shapes(const SlotInfo& slot) {
     const int64_t group = is_tiled(format_in_name(slot.name)) ? 128 : 0;
+    if (is_columns(slot)) return {shape(1024, 64, 0, 1024, 0, 64, 528, 0, 0)};
     return {is_transposed(slot) ? shape(64, 1024, 0, 64, 0, 1024, 64, group, 0)
                                 : shape(1024, 64, 0, 1024, 0, 64, 64, group, 0)};
   }
-  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : transposed_(is_transposed(slot)) {
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const auto& d = s.dims;
     weight_ = WeightData(format_in_name(slot.name), d[0], d[1], d[7], d[8] != 0, random, misalign);
@@ -68,7 +76,9 @@ struct Problem<PairPanelFn> {
       weight_.f32[5] = 1.0f + 0x3p-8f;
     }
     args_ = {weight_.view, d[2], d[3], d[4], d[5], d[6], nullptr};
-    out_ = Guarded<uint32_t>(((transposed_ ? d[5] : d[3]) + 1) / 2 * d[6], misalign);
+    out_ = Guarded<uint32_t>(is_columns(slot) ? d[5] * d[6] : ((is_transposed(slot) ? d[5] : d[3]) + 1) / 2 * d[6],
+                             misalign);
+    for (int64_t i = 0; i < out_.size(); ++i) out_[i] = 0x40404040;  // shows what is left alone
   }
   void run(PairPanelFn fn) {
     args_.out = out_.data();
@@ -89,13 +99,20 @@ struct Problem<PairPanelFn> {
   }
 
  private:
+  static bool is_columns(const SlotInfo& slot) { return std::string(slot.name) == "pairs_columns"; }
   static bool is_transposed(const SlotInfo& slot) { return std::string(slot.name).find("pairs_t") == 0; }
   static Shape shape(int64_t R, int64_t C, int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t nr,
                      int64_t group, int64_t wide) {
-    return make_shape({{"R", R}, {"C", C}, {"row0", row0}, {"rows", rows}, {"col0", col0}, {"cols", cols}, {"nr", nr},
-                       {"group", group}, {"f32_scale", wide}});
+    return make_shape({{"R", R},
+                       {"C", C},
+                       {"row0", row0},
+                       {"rows", rows},
+                       {"col0", col0},
+                       {"cols", cols},
+                       {"nr", nr},
+                       {"group", group},
+                       {"f32_scale", wide}});
   }
-  bool transposed_;
   WeightData weight_;
   PairPanelArgs args_{};
   Guarded<uint32_t> out_;
@@ -115,7 +132,9 @@ struct Problem<GemmBf16Fn> {
     shapes.push_back(shape(12, 16, 1, 16, 1, 0));
     return shapes;
   }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {shape(96, 64, 384, 64, 0, 0), shape(6, 64, 384, 64, 0, 0)}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {shape(96, 64, 384, 64, 0, 0), shape(6, 64, 384, 64, 0, 0)};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const int64_t m = s.dims[0], n = s.dims[1], k = s.dims[2], nr = s.dims[3];
@@ -128,8 +147,8 @@ struct Problem<GemmBf16Fn> {
     for (int64_t i = 0; i < a_.size(); ++i) a_[i] = pair(random);
     for (int64_t i = 0; i < b_.size(); ++i) b_[i] = pair(random);
     for (int64_t i = 0; i < c_.size(); ++i) c0_.push_back(random.normal());
-    args_ = {m, n, k, a_.data(), transposed ? 1 : lda, transposed ? lda : 1, b_.data(), nr, nullptr, ldc,
-             static_cast<int32_t>(s.dims[5])};
+    args_ = {m,         n,  k,       a_.data(), transposed ? 1 : lda,           transposed ? lda : 1,
+             b_.data(), nr, nullptr, ldc,       static_cast<int32_t>(s.dims[5])};
   }
   void run(GemmBf16Fn fn) {
     std::copy(c0_.begin(), c0_.end(), c_.data());
@@ -144,8 +163,10 @@ struct Problem<GemmBf16Fn> {
         double absolute = args_.accumulate ? std::fabs(c0_[at]) : 0.0;
         for (int64_t p = 0; p < args_.k; ++p) {
           const uint32_t a = a_[i * args_.a_row + p * args_.a_col], b = b_[p * args_.nr + j];
-          for (const int shift : {0, 16})
-            absolute += std::fabs(static_cast<double>(bf16_to_float(a >> shift & 0xFFFF)) * bf16_to_float(b >> shift & 0xFFFF));
+          for (const int shift : {0, 16}) {
+            const double x = bf16_to_float(a >> shift & 0xFFFF), y = bf16_to_float(b >> shift & 0xFFFF);
+            absolute += std::fabs(x * y);
+          }
         }
         tolerance[at] = sum_tolerance(2 * args_.k, absolute);
       }
@@ -162,7 +183,8 @@ struct Problem<GemmBf16Fn> {
     return low | uint32_t{bf16_nearest(random.normal())} << 16;
   }
   static Shape shape(int64_t m, int64_t n, int64_t k, int64_t nr, int64_t transposed, int64_t accumulate) {
-    return make_shape({{"m", m}, {"n", n}, {"pairs", k}, {"nr", nr}, {"transposed", transposed}, {"accumulate", accumulate}});
+    return make_shape(
+        {{"m", m}, {"n", n}, {"pairs", k}, {"nr", nr}, {"transposed", transposed}, {"accumulate", accumulate}});
   }
   Guarded<uint32_t> a_, b_;
   Guarded<float> c_;

@@ -7,8 +7,7 @@
 
 #include "kernels/isa.h"
 #include "tensor/gemm.h"
-#include "tensor/ops.h"
-#include "tensor/tape.h"
+#include "tensor/ops_internal.h"
 #include "tests/kernels/problems_bf16.h"
 
 namespace thimble {
@@ -228,6 +227,45 @@ TEST(GemmBf16, CodesGiveTheBitsOfTheDequantizedMatrix) {
         EXPECT_EQ(nt(t, 2, m, x, f, w.view), nt(t, 2, m, x, WeightFormat::f32, dense)) << tier_name(t.tier);
       }
     }
+  }
+}
+
+// The functions under linear, the loss head and the adapters: the policy of the context decides in all three directions.
+TEST(GemmBf16, ProductsOfWeightsFollowThePrecisionOfTheContext) {
+  Random random(8);
+  const int64_t m = 9, rows = 35, cols = 51;
+  Floats values = random_floats(random, rows * cols), x = random_floats(random, m * cols), dy = random_floats(random, m * rows);
+  for (const KernelTable& t : supported_tables()) {
+    SCOPED_TRACE(tier_name(t.tier));
+    const auto run = [&](Precision precision, Floats* y, Floats* dx, Floats* dw) {
+      MemoryBudget budget(0);
+      Context ctx(t, 2, &budget);
+      ctx.precision = precision;
+      Weight w;
+      w.rows = rows;
+      w.cols = cols;
+      w.data = values.data();
+      y->assign(static_cast<size_t>(m * rows), 0);
+      dx->assign(static_cast<size_t>(m * cols), 0);
+      dw->assign(static_cast<size_t>(rows * cols), 0);
+      w.grad = dw->data();
+      weight_forward(ctx, m, x.data(), w, y->data(), false);
+      weight_dx(ctx, m, dy.data(), w, dx->data(), false);
+      weight_dw(ctx, m, dy.data(), x.data(), &w);
+    };
+    WeightView view{};
+    view.data = values.data();
+    view.rows = rows;
+    view.cols = view.ld = cols;
+    Floats y, dx, dw, y_f32, dx_f32, dw_f32;
+    run(Precision::bf16, &y, &dx, &dw);
+    run(Precision::f32, &y_f32, &dx_f32, &dw_f32);
+    EXPECT_EQ(y, nt(t, 1, m, x, WeightFormat::f32, view));
+    EXPECT_EQ(dx, nn(t, 1, m, dy, WeightFormat::f32, view));
+    EXPECT_EQ(dw, tn(t, 1, m, rows, cols, dy, x));
+    EXPECT_NE(y, y_f32);
+    EXPECT_NE(dx, dx_f32);
+    EXPECT_NE(dw, dw_f32);
   }
 }
 
