@@ -149,17 +149,16 @@ int dry_run(const CommonOptions& common, Session& session, const TrainFlags& fla
   return 0;
 }
 
-// What must be equal for a checkpoint to continue to the same result. Threads, paths and recomputation change nothing.
+// What must be equal for a checkpoint to continue to the same result. Threads, paths and recomputation change nothing;
+// rate, warm-up and clipping may be lowered after a divergence.
 std::string fingerprint(const CommonOptions& common, const TrainFlags& flags, const TrainJob& job) {
   const TrainOptions& o = flags.loop;
-  return sha256_hex(
-      fmt::format("{} {} {} steps={} epochs={:a} seconds={:a} batch={} accum={} lr={:a} schedule={} warmup={} min={:a} "
-                  "optimizer={} "
-                  "betas={:a},{:a} eps={:a} decay={:a},{} clip={:a} seed={} eval={},{} patience={} ctx={} precision={}",
-                  job.verb, job.method, job.identity, o.steps, o.epochs, o.seconds, o.batch, o.accum, o.lr,
-                  flags.schedule, o.schedule.warmup, o.schedule.min_ratio, flags.optimizer, o.adamw.beta1,
-                  o.adamw.beta2, o.adamw.eps, o.adamw.weight_decay, o.adamw.decay_vectors, o.adamw.clip_norm, o.seed,
-                  o.eval_every, o.eval_limit, o.patience, flags.ctx, common.precision));
+  return sha256_hex(fmt::format(
+      "{} {} {} steps={} epochs={:a} seconds={:a} batch={} accum={} schedule={} min={:a} optimizer={} "
+      "betas={:a},{:a} eps={:a} decay={:a},{} seed={} eval={},{} patience={} ctx={} precision={}",
+      job.verb, job.method, job.identity, o.steps, o.epochs, o.seconds, o.batch, o.accum, flags.schedule,
+      o.schedule.min_ratio, flags.optimizer, o.adamw.beta1, o.adamw.beta2, o.adamw.eps, o.adamw.weight_decay,
+      o.adamw.decay_vectors, o.seed, o.eval_every, o.eval_limit, o.patience, flags.ctx, common.precision));
 }
 
 bool holds_finished_run(const std::string& out) {
