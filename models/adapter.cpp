@@ -32,6 +32,21 @@ std::string module_of(const TensorRule& rule, int64_t layer) {
 
 std::string last_part(const std::string& module) { return module.substr(module.rfind('.') + 1); }
 
+bool suffix_match(const std::string& module, const std::vector<std::string>& names);
+
+// The shortest suffix of the module's path that names no linear of layer 0 with another role (GPT-2 has two c_proj).
+std::string own_suffix(const Model& model, const TensorRule& rule) {
+  const std::string module = module_of(rule, 0);
+  for (size_t dot = module.rfind('.'); dot != std::string::npos && dot > 0; dot = module.rfind('.', dot - 1)) {
+    const std::string suffix = module.substr(dot + 1);
+    bool shared = false;
+    for (const TensorRule& other : model.family->tensors)
+      shared = shared || (other.roles[0] != rule.roles[0] && suffix_match(module_of(other, 0), {suffix}));
+    if (!shared) return suffix;
+  }
+  return module;
+}
+
 // PEFT: a list matches by suffix at a dot, a string is a regular expression over the whole path.
 bool suffix_match(const std::string& module, const std::vector<std::string>& names) {
   for (const std::string& n : names)
@@ -176,7 +191,7 @@ Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOp
           add_lora(model, rule, layer, rank_, alpha_, rslora_);
         else
           add_ia3(model, rule, layer, input);
-        if (kind_ == AdapterKind::ia3 && input && layer == 0) feedforward_names_.push_back(last_part(module));
+        if (kind_ == AdapterKind::ia3 && input && layer == 0) feedforward_names_.push_back(own_suffix(model, rule));
       }
     if (entries_.empty())
       throw Error(ErrorCode::usage, fmt::format("--targets: \"{}\" matches no linear layer of this model", o.targets),
