@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up, builds and shows the main job on generated text: train a small model, then tune it to one person.
-# About three minutes on two cores after the build. Everything it makes lies in build/demo.
+# About two minutes on two cores after the build. Everything it makes lies in build/demo.
 set -euo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,8 +33,7 @@ write_text() {
   "${write[@]}" -v seed=1 -v bytes=600000 >"$out/stories.txt"
   "${write[@]}" -v seed=2 -v bytes=20000 >"$out/stories_eval.txt"
   "${write[@]}" -v mode=person -v seed=3 -v rows=300 >"$out/person.jsonl"
-  "${write[@]}" -v mode=person -v seed=4 -v rows=60 -v prompt_key=context -v completion_key=continuation \
-    >"$out/person_eval.jsonl"
+  "${write[@]}" -v mode=person -v seed=4 -v rows=60 >"$out/person_eval.jsonl"
   wc -c "$out"/stories*.txt "$out"/person*.jsonl
   cat >"$out/config.json" <<'JSON'
 {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 128,
@@ -47,7 +46,7 @@ JSON
 train_a_model() {
   stage "a tokenizer of 512 pieces and a model of 0.8 million weights, from nothing"
   show pretrain --config "$out/config.json" --text "$out/stories.txt" --eval-text "$out/stories_eval.txt" \
-    --vocab-size 512 --steps 400 --batch 8 --ctx 128 --lr 3e-3 --warmup 20 --schedule cosine --out "$out/model"
+    --vocab-size 512 --steps 800 --batch 8 --ctx 128 --lr 3e-3 --warmup 20 --schedule cosine --out "$out/model"
   show model info "$out/model"
   show generate --model "$out/model" --prompt "One morning, Mira went to the" --max-tokens 80
   show eval --model "$out/model" --ppl "$out/stories_eval.txt" --ctx 128
@@ -56,10 +55,9 @@ train_a_model() {
 tune_to_a_person() {
   stage "an adapter for one person; the model itself stays as it is"
   local begin="On Sunday, Ravi went to the mill with his cat. He was looking for a red kite."
-  show eval --model "$out/model" --continuation "$out/person_eval.jsonl"
-  show tune --model "$out/model" --method lora --rank 8 --alpha 16 --data "$out/person.jsonl" --steps 100 --batch 8 \
-    --ctx 128 --lr 5e-3 --warmup 10 --schedule cosine --out "$out/adapter"
-  show eval --model "$out/model" --adapter "$out/adapter" --continuation "$out/person_eval.jsonl"
+  show tune --model "$out/model" --method lora --rank 16 --alpha 32 --targets all-linear \
+    --data "$out/person.jsonl" --eval-data "$out/person_eval.jsonl" --steps 400 --batch 8 --ctx 192 --lr 1e-2 \
+    --warmup 10 --schedule cosine --out "$out/adapter"
   echo "Without the adapter:"
   show generate --model "$out/model" --prompt "$begin" --max-tokens 40
   echo "With it:"
@@ -73,7 +71,6 @@ SECONDS=0
 look_at_the_machine
 compare_with_the_reference
 write_text
-verbs=$(thimble --help)
-if [[ $verbs == *pretrain* ]]; then train_a_model; fi
-if [[ $verbs == *" tune"* ]]; then tune_to_a_person; fi
+train_a_model
+tune_to_a_person
 stage "done in $SECONDS s; the files are in $PWD/$out"
