@@ -26,6 +26,9 @@ int64_t page_bytes() {
   return text.empty() || text.find("[never]") != std::string::npos ? 4096 : int64_t{2} << 20;
 }
 
+// Bytes of a run outside arenas and buffers, measured.
+constexpr int64_t kHeap = int64_t{6} << 20;
+
 int64_t round_up(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 // Address space without memory behind it: only what is written to is ever backed.
@@ -119,9 +122,10 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
       backward(ctx);
       ctx.tape = nullptr;
     }
-    // Evaluation between steps runs without a tape and fits into the same arenas. Tape, rows and tables lie on the heap.
+    // Evaluation between steps runs without a tape and fits into the same arenas. Tape, rows, tables, arena records,
+    // the writer's buffer and the threads' stacks lie on the heap.
     plan.activations = round_up(int64_t(ctx.saved.peak()), page) + round_up(int64_t(ctx.grads.peak()), page) +
-                       round_up(int64_t(ctx.scratch.peak()), page) + (int64_t{1} << 20) +
+                       round_up(int64_t(ctx.scratch.peak()), page) + kHeap +
                        2 * shape.length * model.config.rope.dims / 2 * int64_t{sizeof(float)};
   }
   for (size_t i = 0; i < trained.size(); ++i) *trained[i] = before[i];

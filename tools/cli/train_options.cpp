@@ -12,6 +12,7 @@
 #include "tensor/gemm.h"
 #include "tensor/sha256.h"
 #include "tensor/weight.h"
+#include "tools/cli/machine.h"
 #include "train/memory_plan.h"
 
 namespace thimble::cli {
@@ -45,13 +46,21 @@ std::string plan_table(const MemoryPlan& p) {
   return text;
 }
 
-[[noreturn]] void over_ram(const MemoryPlan& plan, int64_t limit) {
+// What the run may take: --ram, or all that the machine has.
+int64_t memory_limit(Session& session) {
+  return session.budget().limit() > 0 ? session.budget().limit() : describe_machine().memory_bytes;
+}
+
+[[noreturn]] void over_limit(Session& session, const MemoryPlan& plan) {
   std::string table = plan_table(plan);
   table.pop_back();
-  throw Error(ErrorCode::budget,
-              fmt::format("the run needs {:.2f} MiB, more than the {:.2f} MiB of --ram:\n{}",
-                          double(plan.total()) / (1 << 20), double(limit) / (1 << 20), table),
-              "raise --ram, or lower --batch or --ctx; --recompute block and --method lora need less");
+  const bool given = session.budget().limit() > 0;
+  throw Error(
+      ErrorCode::budget,
+      fmt::format("the run needs {:.2f} MiB, more than the {:.2f} MiB of {}:\n{}", double(plan.total()) / (1 << 20),
+                  double(memory_limit(session)) / (1 << 20), given ? "--ram" : "this machine", table),
+      fmt::format("{}lower --batch or --ctx; --recompute block and --method lora need less",
+                  given ? "raise --ram, or " : ""));
 }
 
 struct Plan {
@@ -74,14 +83,14 @@ Plan choose_plan(Session& session, const TrainFlags& flags, const TrainJob& job,
   std::vector<Recompute> policies;
   if (flags.recompute != "block") policies.push_back(Recompute::none);
   if (flags.recompute != "none") policies.push_back(Recompute::block);
-  const int64_t limit = session.budget().limit();
+  const int64_t limit = memory_limit(session);
   for (Recompute policy : policies) {
     plan.recompute = policy;
     plan.memory = plan_memory(*job.model, job.adapter, session.kernels(), session.threads(), session.precision(),
                               plan.shape, policy);
-    if (limit == 0 || plan.memory.total() <= limit) return plan;
+    if (plan.memory.total() <= limit) return plan;
   }
-  if (enforce) over_ram(plan.memory, limit);
+  if (enforce) over_limit(session, plan.memory);
   return plan;
 }
 
@@ -235,14 +244,18 @@ void prepare_train_flags(TrainFlags& f, const CommonOptions& common, double defa
                 "choose another directory, or continue that run with --resume");
 }
 
-void check_full_training(Session& session, const TrainFlags& flags, int64_t parameters) {
-  const int64_t limit = session.budget().limit(), bytes = parameters * int64_t{sizeof(float)};
-  if (limit == 0 || flags.dry_run) return;
+void check_full_training(Session& session, const TrainFlags& flags, double parameters) {
+  const auto bytes = static_cast<int64_t>(std::min(parameters, 1e16) * sizeof(float));
+  const int64_t limit = memory_limit(session);
   MemoryPlan least;
-  least.weights = least.grads = bytes;
-  least.optimizer = flags.loop.sgd ? 0 : 2 * bytes;
+  least.weights = bytes;
   least.base = resident_bytes();
-  if (least.total() > limit) over_ram(least, limit);
+  if (!flags.dry_run) {
+    least.grads = bytes;
+    least.optimizer = flags.loop.sgd ? 0 : 2 * bytes;
+  }
+  // A plan is allowed to exceed --ram, but its weights must fit into the machine.
+  if (least.total() > (flags.dry_run ? describe_machine().memory_bytes : limit)) over_limit(session, least);
 }
 
 void check_vocabulary(const Dataset& data, const ModelConfig& config, const std::string& path) {
@@ -276,9 +289,10 @@ int run_training(const CommonOptions& common, Session& session, TrainFlags& flag
     job.adapter->enable_gradients();
   else
     enable_gradients(*job.model);
-  const auto ctx = session.make_context();
+  auto ctx = session.make_context();
   Transformer transformer(*job.model, plan.shape.length + (job.adapter ? job.adapter->n_virtual() : 0));
-  Trainer trainer(*ctx, transformer, job.adapter, *job.data, job.eval, o);
+  auto trainer_memory = std::make_unique<Trainer>(*ctx, transformer, job.adapter, *job.data, job.eval, o);
+  Trainer& trainer = *trainer_memory;
   bool resumed = false;
   if (flags.resume) {
     resumed = trainer.resume();
@@ -299,6 +313,9 @@ int run_training(const CommonOptions& common, Session& session, TrainFlags& flag
       say(common, fmt::format("step {}: loss {:.5f}, lr {:.3g}, gradient norm {:.4f}{}", s.step, s.loss, s.lr,
                               s.grad_norm, s.eval_loss >= 0 ? fmt::format(", eval loss {:.5f}", s.eval_loss) : ""));
   });
+  // The result is written from copies of whole tensors: what the steps needed makes room for them first.
+  trainer_memory.reset();
+  ctx.reset();
   job.save();
 
   const double rate = double(r.tokens) / std::max(1e-9, r.seconds);
