@@ -245,6 +245,31 @@ TEST_F(TrainTest, TooLittleMemoryEndsBeforeAnythingIsWritten) {
   }
 }
 
+TEST_F(TrainTest, AbsurdConfigsAndTextsAreRefused) {
+  const auto pretrain = [&](const json& config, const std::string& text, const Args& more = {}) {
+    put_file(dir_ / "config.json", config.dump());
+    put_file(text_, text);
+    Args args = {"pretrain", "--config", dir_ / "config.json", "--text", text_, "--steps", "2", "--out", dir_ / "out"};
+    args.insert(args.end(), more.begin(), more.end());
+    return thimble(args);
+  };
+  const json small = small_config({}), huge = {{"model_type", "llama"},
+                                               {"hidden_size", 1 << 24},
+                                               {"intermediate_size", 1 << 24},
+                                               {"num_hidden_layers", 4096},
+                                               {"num_attention_heads", 1 << 16}};
+  expect_failure(pretrain(huge, sample_text()), 4, {"weights", "this machine"});
+  expect_failure(pretrain(huge, sample_text(), {"--dry-run"}), 4, {"weights"});
+  expect_failure(pretrain({{"model_type", "bert"}}, sample_text()), 5, {"bert", "llama"});
+  expect_failure(pretrain(small, ""), 3, {"text.txt"});
+  expect_failure(pretrain(small, "ab\xff"), 3, {"text.txt", "UTF-8"});
+  expect_failure(pretrain(small, "too short"), 3, {"text.txt", "--ctx"});
+  expect_failure(pretrain(small, sample_text(), {"--vocab-size", "100"}), 2, {"vocab"});
+  expect_failure(pretrain(small, sample_text(), {"--ctx", "65"}), 2, {"--ctx", "64"});
+  expect_failure(pretrain(small, sample_text(), {"--eval-fraction", "0.01"}), 3, {"--eval-fraction"});
+  EXPECT_FALSE(fs::exists(dir_ / "out"));
+}
+
 TEST_F(TrainTest, RefusalsNameLineFieldAndValidValues) {
   make_model();
   expect_failure(thimble(tune("lorra", "out")), 2, {"lorra", "lora, full, prompt, prefix, ia3"});

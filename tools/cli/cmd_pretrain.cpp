@@ -29,9 +29,9 @@ struct PretrainOptions {
 };
 
 // One token per character of the text: all of the vocabulary goes to characters, none to merges.
-Tokenizer character_tokenizer(const std::string& text, const std::string& path) {
+Tokenizer character_tokenizer(const std::string& text) {
   if (find_invalid_utf8(text) != std::string_view::npos)
-    throw Error(ErrorCode::input, fmt::format("{}: is not UTF-8: byte {}", path, find_invalid_utf8(text)),
+    throw Error(ErrorCode::input, fmt::format("is not UTF-8: byte {}", find_invalid_utf8(text)),
                 "convert it to UTF-8 first");
   std::set<char32_t> characters{' '};
   for (size_t at = 0; at < text.size();) characters.insert(next_code_point(text, at));
@@ -45,7 +45,7 @@ Tokenizer character_tokenizer(const std::string& text, const std::string& path) 
 Tokenizer make_tokenizer(const PretrainOptions& o, const std::string& text) {
   if (!o.tokenizer.empty()) return Tokenizer::load(o.tokenizer);
   try {
-    if (o.vocab_size == 0) return character_tokenizer(text, o.text);
+    if (o.vocab_size == 0) return character_tokenizer(text);
     BpeTrainerOptions options;
     options.vocab_size = static_cast<int32_t>(o.vocab_size);
     return train_bpe(text, options);
@@ -112,10 +112,10 @@ int run_pretrain(PretrainOptions& o) {
     sized["vocab_size"] = vocab;
     const JsonObject object(sized, o.config);
     const ModelConfig config = parse_config(object, find_family(object));
-    int64_t parameters = 0;
+    double parameters = 0;
     for (int i = 0; i < kRoleCount; ++i) {
       const RoleShape s = role_shape(config, static_cast<Role>(i));
-      parameters += s.rows * s.cols * (role_is_layer(static_cast<Role>(i)) ? config.n_layers : 1);
+      parameters += double(s.rows) * double(s.cols) * double(role_is_layer(static_cast<Role>(i)) ? config.n_layers : 1);
     }
     check_full_training(session, o.train, parameters);
     if (o.train.ctx > config.max_positions)

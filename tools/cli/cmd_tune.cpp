@@ -85,7 +85,7 @@ int run_tune(TuneOptions& o) {
       throw Error(ErrorCode::unsupported,
                   fmt::format("{}: is quantized ({}): --method full needs plain weights", o.model, model.quantization),
                   "train an adapter over it: --method lora");
-    check_full_training(session, o.train, model.parameters());
+    check_full_training(session, o.train, double(model.parameters()));
     load.trainable = true;
     model = load_model(o.model, session.kernels(), load);
   }

@@ -38,8 +38,9 @@ struct TrainJob {
 // with the plan's table, interrupted, and input when training diverges.
 int run_training(const CommonOptions& common, Session& session, TrainFlags& flags, const TrainJob& job);
 
-// Throws budget with a table when the weights, gradients and moments of full training alone exceed --ram.
-void check_full_training(Session& session, const TrainFlags& flags, int64_t parameters);
+// Throws budget with a table when the weights, gradients and moments of full training alone exceed --ram, or the
+// machine where it is not given.
+void check_full_training(Session& session, const TrainFlags& flags, double parameters);
 
 // Every id of the data must be one of the model's. Throws input.
 void check_vocabulary(const Dataset& data, const ModelConfig& config, const std::string& path);
