@@ -280,7 +280,7 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
   ctx.observe("embedding", -1, x.t);
   for (int64_t l = 0; l < c.n_layers; ++l) {
     const bool needs_grad = ctx.tape && (x.id >= 0 || layer_trains(batch, l));
-    x = run_block(ctx, &calls_[static_cast<size_t>(l)], x, recompute == Recompute::block, needs_grad);
+    x = run_block(ctx, &calls_[static_cast<size_t>(l)], x, recompute, needs_grad);
   }
   if (c.final_norm) x = norm(ctx, x, w.final_norm_w, w.final_norm_b);
   ctx.observe("final_norm", -1, x.t);

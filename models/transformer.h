@@ -26,9 +26,6 @@ struct Batch {
   int64_t n_segments = 0;
 };
 
-// Which blocks keep their activations for backward, and which are replayed.
-enum class Recompute : uint8_t { none, block };
-
 class Transformer {
  public:
   // max_tokens: longest sequence that forward will be asked for, cached and virtual tokens included.

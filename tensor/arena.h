@@ -49,6 +49,7 @@ class Arena {
   void reset(Mark mark);
 
   size_t used() const { return offset_; }
+  bool owns(const void* p) const { return p >= base_ && p < base_ + reserve_; }
   size_t peak() const { return peak_; }
 
  private:

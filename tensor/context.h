@@ -27,7 +27,8 @@ struct Context {
         budget(memory_budget),
         saved("activations", memory_budget),
         grads("gradients", memory_budget),
-        scratch("scratch", memory_budget) {}
+        scratch("scratch", memory_budget),
+        replayed("replayed activations", memory_budget) {}
 
   KernelTable kernels;
   int threads;
@@ -36,6 +37,10 @@ struct Context {
   Arena saved;    // values that backward needs
   Arena grads;    // gradients of activations
   Arena scratch;  // lives within one op
+  // Outputs of cheap ops that a block under Recompute::cheap does not keep: every block reuses the same addresses, and
+  // backward fills them again before it walks through the block.
+  Arena replayed;
+  bool replay_cheap = false;
   Tape* tape = nullptr;
   bool training = false;           // dropout is on
   uint64_t seed = 0, step = 0;     // of everything random in a training step

@@ -80,9 +80,13 @@ Var replace_rows(Context& ctx, Var y, int64_t begin, Weight* w);
 double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
                             double* row_loss = nullptr, const float* row_scale = nullptr);
 
+// What a block keeps for backward: everything; everything but the outputs of norms, activations and gated units, which
+// are made again from what is kept; or its input only, from which the whole block is run again. The gradients have the
+// same bits in all three.
+enum class Recompute : uint8_t { none, cheap, block };
+
 // One block of the network: runs fn(ctx, user, index, x). Everything it allocates is freed again except its output,
-// unless a tape records it. recompute: the tape keeps the input only and backward replays the block. Of the values outside
-// it, fn reads x only.
+// unless a tape records it. Of the values outside it, fn reads x only.
 using BlockFn = Var (*)(Context& ctx, void* user, int index, Var x);
 struct BlockCall {
   BlockFn fn = nullptr;
@@ -90,6 +94,6 @@ struct BlockCall {
   int index = 0;
 };
 // needs_grad: the block holds trainable parameters or its input wants a gradient. call outlives backward.
-Var run_block(Context& ctx, const BlockCall* call, Var x, bool recompute, bool needs_grad);
+Var run_block(Context& ctx, const BlockCall* call, Var x, Recompute recompute, bool needs_grad);
 
 }  // namespace thimble

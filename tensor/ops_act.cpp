@@ -27,7 +27,7 @@ ActivationKernels kernels_of(const KernelTable& k, Activation kind) {
 Var activation(Context& ctx, Var x, Activation kind) {
   THIMBLE_ZONE(activation);
   const bool recorded = ctx.tape && x.id >= 0;
-  Var y = new_value(ctx, x.t.rows(), x.t.cols(), recorded);
+  Var y = new_cheap_value(ctx, x.t.rows(), x.t.cols(), recorded);
   const UnaryFn fn = kernels_of(ctx.kernels, kind).forward;
   const float* in = x.t.f32();
   float* out = y.t.f32();
@@ -39,8 +39,14 @@ Var activation(Context& ctx, Var x, Activation kind) {
     node.rows = x.t.numel();
     node.dims[0] = static_cast<int64_t>(kind);
     node.saved[0] = in;
+    node.output = replay_target(ctx, y);
   }
   return y;
+}
+
+void replay_activation(Context& ctx, const Node& node) {
+  const UnaryFn fn = kernels_of(ctx.kernels, static_cast<Activation>(node.dims[0])).forward;
+  for_elements(ctx, node.rows, [&](int64_t i, int64_t n) { fn({n, node.saved[0] + i, node.output + i}); });
 }
 
 void activation_backward(Context& ctx, const Node& node) {
@@ -56,7 +62,7 @@ void activation_backward(Context& ctx, const Node& node) {
 Var gated(Context& ctx, Var gate, Var up, Activation kind) {
   THIMBLE_ZONE(activation);
   const bool recorded = ctx.tape && (gate.id >= 0 || up.id >= 0);
-  Var y = new_value(ctx, gate.t.rows(), gate.t.cols(), recorded);
+  Var y = new_cheap_value(ctx, gate.t.rows(), gate.t.cols(), recorded);
   const GatedFn fn = kernels_of(ctx.kernels, kind).gated;
   const float *g = gate.t.f32(), *u = up.t.f32();
   float* out = y.t.f32();
@@ -70,8 +76,15 @@ Var gated(Context& ctx, Var gate, Var up, Activation kind) {
     node.dims[0] = static_cast<int64_t>(kind);
     node.saved[0] = g;
     node.saved[1] = u;
+    node.output = replay_target(ctx, y);
   }
   return y;
+}
+
+void replay_gated(Context& ctx, const Node& node) {
+  const GatedFn fn = kernels_of(ctx.kernels, static_cast<Activation>(node.dims[0])).gated;
+  for_elements(ctx, node.rows,
+               [&](int64_t i, int64_t n) { fn({n, node.saved[0] + i, node.saved[1] + i, node.output + i}); });
 }
 
 // The kernel makes both gradients at once. One that nobody wants, or that adds to an earlier one, goes through scratch.

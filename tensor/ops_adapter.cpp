@@ -142,8 +142,18 @@ Var col_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* l) {
     node.dims[0] = begin;
     node.dims[1] = end;
     node.saved[0] = before;
+    node.output = replay_target(ctx, y);
   }
   return z;
+}
+
+// The op before it has just filled the rows again.
+void replay_col_scale(Context& ctx, const Node& node) {
+  const int64_t cols = node.w->cols, begin = node.dims[0];
+  for_rows(ctx, node.dims[1] - begin, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = begin + first; r < begin + first + count; ++r)
+      ctx.kernels.mul({cols, node.output + r * cols, node.w->f32(), node.output + r * cols});
+  });
 }
 
 void col_scale_backward(Context& ctx, const Node& node) {

@@ -141,11 +141,17 @@ void scale_backward(Context& ctx, const Node& node) {
   });
 }
 
-Var run_block(Context& ctx, const BlockCall* call, Var x, bool recompute, bool needs_grad) {
+Var run_block(Context& ctx, const BlockCall* call, Var x, Recompute recompute, bool needs_grad) {
   const int64_t rows = x.t.rows(), cols = x.t.cols();
-  if (ctx.tape && needs_grad && !recompute) {
+  if (ctx.tape && needs_grad && recompute != Recompute::block) {
     ctx.tape->push(Op::segment_begin);
+    const ArenaScope scope(ctx.replayed);
+    const bool outside = ctx.replay_cheap;
+    ctx.replay_cheap = recompute == Recompute::cheap;
     Var y = call->fn(ctx, call->user, call->index, x);
+    ctx.replay_cheap = outside;
+    // A block may end in a cheap op (post-norm), but others read its output: they get a copy that is kept.
+    if (ctx.replayed.owns(y.t.data)) y = scale(ctx, y, 1.0f);
     Node& end = ctx.tape->push(Op::segment_end);
     end.in[0] = x.id;
     end.out = y.id;
@@ -204,15 +210,48 @@ void place_input_grad(Context& ctx, int32_t in) {
 
 }  // namespace
 
+namespace {
+
+// Fills the outputs that the block did not keep, in the order of the forward.
+void replay_cheap_ops(Context& ctx) {
+  const Tape& tape = *ctx.tape;
+  size_t begin = tape.cursor;
+  for (int depth = 1; depth > 0;) {
+    const Op op = tape.node(--begin).op;
+    depth += op == Op::segment_end ? 1 : op == Op::segment_begin ? -1 : 0;
+  }
+  for (size_t i = begin; i < tape.cursor; ++i) {
+    const Node& node = tape.node(i);
+    if (!node.output) continue;
+    if (node.op != Op::col_scale) {  // which works in place; the others get the addresses of the forward again
+      const int64_t numel = ctx.tape->value(node.out).t.numel();
+      THIMBLE_CHECK(ctx.replayed.floats(numel, "activations") == node.output);
+    }
+    switch (node.op) {
+      case Op::rms_norm:
+      case Op::layer_norm: replay_norm(ctx, node); break;
+      case Op::activation: replay_activation(ctx, node); break;
+      case Op::gated: replay_gated(ctx, node); break;
+      case Op::col_scale: replay_col_scale(ctx, node); break;
+      default: THIMBLE_CHECK(node.output == nullptr);
+    }
+  }
+}
+
+}  // namespace
+
 void segment_end_backward(Context& ctx, const Node& node) {
+  const Arena::Mark replayed = ctx.replayed.mark();
+  replay_cheap_ops(ctx);
   place_input_grad(ctx, node.in[0]);
-  ctx.tape->segments.push_back({ctx.grads.mark(), node.out});
+  ctx.tape->segments.push_back({ctx.grads.mark(), replayed, node.out});
   ++ctx.tape->turns.depth;
 }
 
 void segment_begin_backward(Context& ctx, const Node&) {
   Tape& tape = *ctx.tape;
   ctx.grads.reset(tape.segments.back().mark);
+  ctx.replayed.reset(tape.segments.back().replayed);
   if (--tape.turns.depth == 0) tape.turns.release(tape.segments.back().out);
   tape.segments.pop_back();
 }

@@ -55,6 +55,25 @@ inline Var new_value(Context& ctx, int64_t rows, int64_t cols, bool recorded) {
   return y;
 }
 
+// The same for the output of a cheap op, which a block under Recompute::cheap does not keep.
+inline Var new_cheap_value(Context& ctx, int64_t rows, int64_t cols, bool recorded) {
+  if (!recorded || !ctx.replay_cheap) return new_value(ctx, rows, cols, recorded);
+  Var y;
+  y.t = Tensor::matrix(ctx.replayed.floats(rows * cols, "activations"), rows, cols);
+  y.id = ctx.tape->add_value(y.t);
+  return y;
+}
+// What Node::output of that op is.
+inline float* replay_target(const Context& ctx, const Var& y) {
+  return ctx.replayed.owns(y.t.data) ? y.t.f32() : nullptr;
+}
+
+// Runs the forward of a node with an output again.
+void replay_norm(Context& ctx, const Node& node);
+void replay_activation(Context& ctx, const Node& node);
+void replay_gated(Context& ctx, const Node& node);
+void replay_col_scale(Context& ctx, const Node& node);
+
 // y[m, w.rows] (+)= x[m, w.cols] Wᵀ in the context's precision, and dx[m, w.cols] (+)= dy[m, w.rows] W.
 void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate);
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate);

@@ -13,7 +13,7 @@ Var norm(Context& ctx, Op op, Var x, Weight* w, Weight* b, float eps, float w_of
   const int64_t rows = x.t.rows(), cols = x.t.cols();
   const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
   const bool layer = op == Op::layer_norm;
-  Var y = new_value(ctx, rows, cols, recorded);
+  Var y = new_cheap_value(ctx, rows, cols, recorded);
   float* mean = recorded && layer ? ctx.saved.floats(rows, "norm statistics") : nullptr;
   float* rstd = recorded ? ctx.saved.floats(rows, "norm statistics") : nullptr;
   const NormFn fn = layer ? ctx.kernels.layer_norm : ctx.kernels.rms_norm;
@@ -34,6 +34,8 @@ Var norm(Context& ctx, Op op, Var x, Weight* w, Weight* b, float eps, float w_of
     node.rows = rows;
     node.dims[0] = cols;
     node.attr[0] = w_offset;
+    node.attr[1] = eps;
+    node.output = replay_target(ctx, y);
     node.saved[0] = in;
     node.saved[1] = mean;
     node.saved[2] = rstd;
@@ -67,6 +69,16 @@ void norm_backward(Context& ctx, const Node& node) {
 }
 
 }  // namespace
+
+void replay_norm(Context& ctx, const Node& node) {
+  const int64_t cols = node.dims[0];
+  const NormFn fn = node.op == Op::layer_norm ? ctx.kernels.layer_norm : ctx.kernels.rms_norm;
+  const float* bias = node.b && *node.b ? node.b->f32() : nullptr;
+  for_rows(ctx, node.rows, cols, [&](int64_t r, int64_t n, int64_t) {
+    fn({n, cols, node.saved[0] + r * cols, node.saved[3], bias, node.output + r * cols, nullptr, nullptr, node.attr[1],
+        node.attr[0]});
+  });
+}
 
 void add_partials(Context& ctx, const float* partials, int64_t count, int64_t cols, float* grad, bool accumulate) {
   ctx.kernels.col_sum({count, cols, partials, cols, grad, accumulate});

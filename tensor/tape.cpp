@@ -80,6 +80,7 @@ constexpr BackwardFn kBackward[] = {
 
 void run_backward(Context& ctx, size_t first) {
   for (size_t i = ctx.tape->node_count(); i > first; --i) {
+    ctx.tape->cursor = i - 1;
     const Node node = ctx.tape->node(i - 1);  // a copy: a replayed block pushes nodes
     kBackward[static_cast<int>(node.op)](ctx, node);
   }

@@ -46,6 +46,7 @@ struct Node {
   const int32_t* ids = nullptr;      // token ids or positions
   const AttentionSpec* attention = nullptr;
   const BlockCall* block = nullptr;
+  float* output = nullptr;  // of an op that backward runs again (Recompute::cheap); null: kept
 };
 
 class Tape {
@@ -77,6 +78,7 @@ class Tape {
     values_.resize(values);
   }
   void clear() { truncate(0, 0); }
+  size_t cursor = 0;  // index of the node that the running backward is at
   size_t node_count() const { return nodes_.size(); }
   size_t value_count() const { return values_.size(); }
   const Node& node(size_t i) const { return nodes_[i]; }
@@ -84,7 +86,7 @@ class Tape {
 
   // State of a running backward: the open blocks, and two buffers of the residual stream's gradient.
   struct Segment {
-    Arena::Mark mark;
+    Arena::Mark mark, replayed;
     int32_t out;
   };
   struct Turns {

@@ -125,7 +125,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
     // Evaluation between steps runs without a tape and fits into the same arenas. Tape, rows, tables, arena records,
     // the writer's buffer and the threads' stacks lie on the heap.
     plan.activations = round_up(int64_t(ctx.saved.peak()), page) + round_up(int64_t(ctx.grads.peak()), page) +
-                       round_up(int64_t(ctx.scratch.peak()), page) + kHeap +
+                       round_up(int64_t(ctx.scratch.peak()), page) + round_up(int64_t(ctx.replayed.peak()), page) + kHeap +
                        2 * shape.length * model.config.rope.dims / 2 * int64_t{sizeof(float)};
   }
   for (size_t i = 0; i < trained.size(); ++i) *trained[i] = before[i];

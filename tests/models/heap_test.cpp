@@ -130,7 +130,7 @@ TEST_P(Heap, DecodeStep) {
 }
 
 TEST_P(HeapTraining, Step) {
-  for (Recompute recompute : {Recompute::none, Recompute::block})
+  for (Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::block})
     for (int threads : {1, 2}) {
       Engine engine(best_tier(), threads);
       LoadOptions trainable;

@@ -226,6 +226,9 @@ TEST(Parity, RecomputeGivesTheSameBits) {
     const std::vector<float> kept = step(Recompute::none, 2, &kept_peak);
     EXPECT_TRUE(same_bits(kept, step(Recompute::block, 2, &replayed_peak))) << base_name(dir);
     EXPECT_TRUE(same_bits(kept, step(Recompute::block, 1, &replayed_peak))) << base_name(dir);
+    size_t cheap_peak = 0;
+    EXPECT_TRUE(same_bits(kept, step(Recompute::cheap, 2, &cheap_peak))) << base_name(dir);
+    EXPECT_LT(cheap_peak, kept_peak) << base_name(dir);
     EXPECT_LT(replayed_peak, kept_peak) << base_name(dir);
   }
 }

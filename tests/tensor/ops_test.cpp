@@ -150,7 +150,7 @@ Case block_case(const char* name, bool recompute, bool parallel, bool input_want
           [block, recompute](Graph& g) {
             block->graph = &g;
             Var x = g.x(0);
-            for (const BlockCall& call : block->calls) x = run_block(g.ctx, &call, x, recompute, true);
+            for (const BlockCall& call : block->calls) x = run_block(g.ctx, &call, x, recompute ? Recompute::block : Recompute::none, true);
             return x;
           }};
 }
@@ -163,7 +163,7 @@ Case skip_case(const char* name, bool recompute) {
           {value(7, 8, 21), weight(1, 8, 22), weight(8, 8, 23), weight(8, 8, 24), weight(1, 8, 25)},
           [block, recompute](Graph& g) {
             block->graph = &g;
-            const auto run = [&](size_t i, Var x) { return run_block(g.ctx, &block->calls[i], x, recompute, true); };
+            const auto run = [&](size_t i, Var x) { return run_block(g.ctx, &block->calls[i], x, recompute ? Recompute::block : Recompute::none, true); };
             const Var first = run(0, g.x(0)), second = run(1, first), third = run(2, second);
             const Var skip = add(g.ctx, add(g.ctx, third, first), g.x(0));
             return add(g.ctx, run(3, skip), activation(g.ctx, second, Activation::silu));
@@ -178,7 +178,7 @@ Case tower_case(const char* name, bool recompute) {
   for (int i = 0; i < 4; ++i) block->calls.push_back({&Block::run, block.get(), i});
   c.build = [block, recompute](Graph& g) {
     block->graph = &g;
-    const auto run = [&](size_t i, Var x) { return run_block(g.ctx, &block->calls[i], x, recompute, true); };
+    const auto run = [&](size_t i, Var x) { return run_block(g.ctx, &block->calls[i], x, recompute ? Recompute::block : Recompute::none, true); };
     const Var a = run(0, g.x(0)), b = run(1, scale(g.ctx, g.x(0), 0.5f));
     const Var a2 = run(2, a), b2 = run(3, b);
     return gated(g.ctx, a2, b2, Activation::silu);

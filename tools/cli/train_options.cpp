@@ -20,7 +20,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const char* recompute_name(Recompute r) { return r == Recompute::block ? "block" : "none"; }
+const char* recompute_name(Recompute r) {
+  return r == Recompute::block ? "block" : r == Recompute::cheap ? "cheap" : "none";
+}
 
 std::vector<std::pair<const char*, int64_t>> plan_rows(const MemoryPlan& p) {
   return {{"weights", p.weights},
@@ -81,8 +83,10 @@ Plan choose_plan(Session& session, const TrainFlags& flags, const TrainJob& job,
   plan.shape.moments = flags.loop.sgd ? 0 : 2;
   plan.shape.snapshots = flags.loop.patience > 0 ? 1 : 0;
   std::vector<Recompute> policies;
-  if (flags.recompute != "block") policies.push_back(Recompute::none);
-  if (flags.recompute != "none") policies.push_back(Recompute::block);
+  const bool any = flags.recompute == "auto";
+  if (any || flags.recompute == "none") policies.push_back(Recompute::none);
+  if (any || flags.recompute == "cheap") policies.push_back(Recompute::cheap);
+  if (any || flags.recompute == "block") policies.push_back(Recompute::block);
   const int64_t limit = memory_limit(session);
   for (Recompute policy : policies) {
     plan.recompute = policy;
@@ -212,8 +216,9 @@ void add_train_options(CLI::App& c, TrainFlags& f, const std::string& default_lr
       ->check(count0);
   c.add_option("--log-every", f.loop.log_every, "steps between lines of log.jsonl; default 1")->check(count);
   c.add_option("--recompute", f.recompute,
-               "none, block (less memory, a third more work), or auto (default): what fits --ram")
-      ->check(CLI::IsMember({"none", "block", "auto"}));
+               "none, cheap (norms and activations are made again), block (least memory, a third more work), or auto "
+               "(default): the first that fits --ram")
+      ->check(CLI::IsMember({"none", "cheap", "block", "auto"}));
   c.add_flag("--resume", f.resume, "continue from OUT/state; the result is that of an uninterrupted run");
   c.add_flag("--dry-run", f.dry_run, "predict memory and time of a step; nothing is trained or written");
   f.loop.adamw.clip_norm = 1;
