@@ -231,11 +231,9 @@ void Adapter::initialise(const Model& model, const KernelTable& kernels, const A
       } else if (kind_ == AdapterKind::prefix) {
         for (int64_t i = 0; i < w->numel(); ++i) data[i] = static_cast<float>(0.02 * rng.normal());
       } else if (kind_ == AdapterKind::prompt) {
-        std::vector<float> table(static_cast<size_t>(model.weights.token_embed.numel()));
-        dequantize(kernels, model.weights.token_embed, table.data());
-        for (int64_t r = 0; r < w->rows; ++r)
-          std::memcpy(data + r * w->cols, &table[static_cast<size_t>(rng.below(uint64_t(config_.vocab_size))) * size_t(w->cols)],
-                      size_t(w->cols) * sizeof(float));
+        std::vector<int32_t> tokens;
+        for (int64_t r = 0; r < w->rows; ++r) tokens.push_back(static_cast<int32_t>(rng.below(uint64_t(config_.vocab_size))));
+        gather_rows(kernels, model.weights.token_embed, tokens.data(), w->rows, data);
       }
     }
 }

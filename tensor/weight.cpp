@@ -58,10 +58,8 @@ TileStorage pack_tiles(const KernelTable& kernels, WeightFormat format, int64_t 
   return s;
 }
 
-void dequantize(const KernelTable& kernels, const Weight& weight, float* out) {
-  std::vector<int32_t> ids(static_cast<size_t>(weight.rows));
-  for (int64_t r = 0; r < weight.rows; ++r) ids[size_t(r)] = static_cast<int32_t>(r);
-  const EmbedArgs args{weight.view(), weight.rows, ids.data(), out, weight.cols};
+void gather_rows(const KernelTable& kernels, const Weight& weight, const int32_t* ids, int64_t n, float* out) {
+  const EmbedArgs args{weight.view(), n, ids, out, weight.cols};
   switch (weight.format) {
     case WeightFormat::f32: kernels.embed_f32(args); break;
     case WeightFormat::f16: kernels.embed_f16(args); break;
@@ -69,6 +67,12 @@ void dequantize(const KernelTable& kernels, const Weight& weight, float* out) {
     case WeightFormat::q8: kernels.embed_q8(args); break;
     case WeightFormat::q4: kernels.embed_q4(args); break;
   }
+}
+
+void dequantize(const KernelTable& kernels, const Weight& weight, float* out) {
+  std::vector<int32_t> ids(static_cast<size_t>(weight.rows));
+  for (int64_t r = 0; r < weight.rows; ++r) ids[size_t(r)] = static_cast<int32_t>(r);
+  gather_rows(kernels, weight, ids.data(), weight.rows, out);
   if (!weight.perm) return;
   std::vector<float> row(static_cast<size_t>(weight.cols));
   for (int64_t r = 0; r < weight.rows; ++r) {

@@ -49,6 +49,9 @@ TileStorage pack_tiles(const KernelTable& kernels, WeightFormat format, int64_t 
                        const uint8_t* codes, const uint8_t* zeros, const uint16_t* scales_f16, const float* scales_f32,
                        MemoryBudget* budget);
 
+// out[i] = W(ids[i], :) as f32, columns as stored (perm not undone). ids are in range.
+void gather_rows(const KernelTable& kernels, const Weight& weight, const int32_t* ids, int64_t n, float* out);
+
 // W as row-major f32 [rows, cols], columns in the original order (perm undone).
 void dequantize(const KernelTable& kernels, const Weight& weight, float* out);
 

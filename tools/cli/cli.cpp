@@ -172,7 +172,9 @@ namespace {
 // Every option can also come from the environment: --max-tokens is THIMBLE_MAX_TOKENS.
 void mirror_in_environment(CLI::App& app, std::vector<std::string>* names) {
   for (CLI::Option* option : app.get_options()) {
-    if (option->get_lnames().empty() || option->get_lnames()[0] == "help") continue;
+    if (option->get_lnames().empty() || option->get_lnames()[0] == "help" ||
+        option->get_lnames()[0] == "version")
+      continue;
     std::string name = option->get_lnames()[0];
     for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     option->envname("THIMBLE_" + name);

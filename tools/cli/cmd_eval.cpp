@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "kernels/isa.h"
+#include "models/quantize.h"
 #include "models/adapter.h"
 #include "models/io/json.h"
 #include "models/model.h"
@@ -29,7 +30,7 @@ using Json = nlohmann::ordered_json;
 
 struct EvalOptions {
   CommonOptions common;
-  std::string model, tokenizer, adapter, ppl, choices, continuation, samples;
+  std::string model, tokenizer, load_as, adapter, ppl, choices, continuation, samples;
   int64_t ctx = 0, stride = 0, limit = 0;
   bool bos = false;
 };
@@ -146,6 +147,7 @@ Loaded load(const EvalOptions& o, Session& session) {
   LoadOptions options;
   options.budget = &session.budget();
   Loaded l{load_model(o.model, session.kernels(), options), Tokenizer::load(tokenizer_path), tokenizer_path, -1, -1, nullptr};
+  quantize_model(l.model, session.kernels(), parse_load_format(o.load_as), &session.budget());
   if (!o.adapter.empty()) l.adapter = std::make_unique<Adapter>(l.model, session.kernels(), o.adapter, &session.budget());
   if (!o.common.quiet)
     for (const std::string& w : l.model.warnings) warn(w);
@@ -543,6 +545,8 @@ void add_eval(CLI::App& app, Run* run) {
   auto o = std::make_shared<EvalOptions>();
   command->add_option("--model", o->model, "model directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
+  command->add_option("--load-as", o->load_as,
+                      "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
   command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
   command->add_option("--ppl", o->ppl, "text whose perplexity is measured");
   command->add_option("--choices", o->choices, "multiple-choice questions, one JSON object per line");

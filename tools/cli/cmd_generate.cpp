@@ -3,6 +3,7 @@
 
 #include "models/adapter.h"
 #include "models/generator.h"
+#include "models/quantize.h"
 #include "models/sampler.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
@@ -15,7 +16,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
-  std::string model, tokenizer, prompt, prompt_file, adapter;
+  std::string model, tokenizer, load_as, prompt, prompt_file, adapter;
   int64_t max_tokens = 256, ctx = 0;
   SamplerOptions sampler;
   bool echo = false, ignore_eos = false, parse_special = false;
@@ -28,6 +29,7 @@ int run_generate(const Options& o) {
   load.budget = &session.budget();
   Model model = load_model(o.model, session.kernels(), load);
   for (const std::string& w : model.warnings) warn(w);
+  quantize_model(model, session.kernels(), parse_load_format(o.load_as), &session.budget());
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? default_tokenizer_path(o.model) : o.tokenizer);
   std::unique_ptr<Adapter> adapter;
   if (!o.adapter.empty()) adapter = std::make_unique<Adapter>(model, session.kernels(), o.adapter, &session.budget());
@@ -133,6 +135,8 @@ void add_generate(CLI::App& app, Run* run) {
   auto o = std::make_shared<Options>();
   command->add_option("--model", o->model, "Hugging Face directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
+  command->add_option("--load-as", o->load_as,
+                      "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
   command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
   auto* prompt = command->add_option("--prompt", o->prompt, "text to continue; empty starts from BOS");
   command->add_option("--prompt-file", o->prompt_file, "file with the text to continue")->excludes(prompt);

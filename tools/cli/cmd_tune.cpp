@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "models/adapter.h"
+#include "models/quantize.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -19,7 +20,7 @@ namespace {
 struct TuneOptions {
   CommonOptions common;
   TrainFlags train;
-  std::string model, tokenizer, data, eval_data, method, overlong = "error", init = "default";
+  std::string model, tokenizer, load_as, data, eval_data, method, overlong = "error", init = "default";
   AdapterOptions adapter;
 };
 
@@ -59,6 +60,7 @@ std::string identity(const TuneOptions& o, const Model& model) {
   std::string text = fmt::format("model={},{},{} data={} overlong={}", model.file_bytes, model.parameters(),
                                  base_config(model).dump(), sha256_file(o.data), o.overlong);
   if (!o.eval_data.empty()) text += " eval=" + sha256_file(o.eval_data);
+  if (!o.load_as.empty()) text += " load_as=" + o.load_as;
   if (!is_full(o))
     text += fmt::format(" rank={} alpha={:a} dropout={:a} rslora={} targets={} virtual={}", a.rank, a.alpha, a.dropout,
                         a.rslora, a.targets, a.n_virtual);
@@ -80,6 +82,10 @@ int run_tune(TuneOptions& o) {
   LoadOptions load;
   load.budget = &session.budget();
   Model model = load_model(o.model, session.kernels(), load);
+  const LoadFormat format = parse_load_format(o.load_as);
+  if (full && format.bits > 0)
+    throw Error(ErrorCode::usage, "--load-as " + o.load_as + ": --method full needs plain weights", "train an adapter: --method lora");
+  quantize_model(model, session.kernels(), format, &session.budget());
   if (full) {
     if (!model.quantization.empty())
       throw Error(ErrorCode::unsupported,
@@ -157,6 +163,8 @@ void add_tune(CLI::App& app, Run* run) {
   auto o = std::make_shared<TuneOptions>();
   command->add_option("--model", o->model, "base model: directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
+  command->add_option("--load-as", o->load_as,
+                      "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
   command->add_option("--data", o->data, "JSON lines to learn from")->required();
   command->add_option("--eval-data", o->eval_data, "JSON lines to evaluate on");
   command->add_option("--overlong", o->overlong, "rows beyond --ctx: error (default), truncate or skip")
