@@ -70,7 +70,9 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
   MemoryPlan plan;
   const int64_t page = page_bytes();
   int64_t parameters = 0;
-  plan.weights = round_up(model.stored_bytes(), page);
+  // Buffers below 4 MB are not advised to use huge pages (see Buffer).
+  const auto buffer = [&](int64_t n) { return round_up(n, n >= (int64_t{4} << 20) ? page : 4096); };
+  plan.weights = buffer(model.stored_bytes());
   plan.base = std::max<int64_t>(0, resident_bytes() - model.store.bytes());
 
   // The rehearsal works on a copy of the views, so that gradients can point into unbacked space.
@@ -99,8 +101,8 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
   }
   const int64_t bytes = parameters * int64_t{sizeof(float)};
   if (!shape.full && adapter) plan.adapters = round_up(bytes, int64_t{1} << 20);
-  plan.grads = round_up(bytes, page);
-  plan.optimizer = round_up(bytes * shape.moments, page) + round_up(bytes * shape.snapshots, page);
+  plan.grads = shape.full ? buffer(bytes) : round_up(bytes, int64_t{1} << 20);
+  plan.optimizer = buffer(bytes * shape.moments) + buffer(bytes * shape.snapshots);
 
   {
     MemoryBudget unlimited;
@@ -111,7 +113,14 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
     MicroBatch rows;
     const std::vector<int32_t> ids(static_cast<size_t>(shape.length) + 1, 0);
     const int64_t virtuals = adapter && adapter->kind() == AdapterKind::prompt ? adapter->n_virtual() : 0;
-    for (int64_t s = 0; s < shape.sequences; ++s) rows.append({ids.data(), shape.length + 1 - virtuals, 1}, virtuals);
+    // Long sequences first: what matters is the number of rows and the longest of them.
+    int64_t left = shape.rows > 0 ? shape.rows : shape.sequences * shape.length;
+    for (int64_t s = shape.sequences; s > 0 && left > 0; --s) {
+      const int64_t least = (s - 1) * (virtuals + 1);  // the others need a row each
+      const int64_t n = std::max(std::min(shape.length, left - least), virtuals + 1);
+      rows.append({ids.data(), n + 1 - virtuals, 1}, virtuals);
+      left -= n;
+    }
     Tape tape;
     {
       const ArenaScope scope(ctx.saved);
@@ -122,7 +131,16 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
       backward(ctx);
       ctx.tape = nullptr;
     }
-    // Evaluation between steps runs without a tape and fits into the same arenas. Tape, rows, tables, arena records,
+    // Evaluation between steps: no tape, but perhaps longer rows.
+    rows.clear();
+    for (int64_t s = 0; s < shape.sequences; ++s) rows.append({ids.data(), shape.length + 1 - virtuals, 1}, virtuals);
+    {
+      const ArenaScope scope(ctx.saved);
+      const Batch batch = rows.batch(adapter);
+      const Var hidden = transformer.forward(ctx, batch);
+      transformer.loss(ctx, hidden, rows.labels.data(), 1.0);
+    }
+    // Tape, rows, tables, arena records,
     // the writer's buffer and the threads' stacks lie on the heap.
     plan.activations = round_up(int64_t(ctx.saved.peak()), page) + round_up(int64_t(ctx.grads.peak()), page) +
                        round_up(int64_t(ctx.scratch.peak()), page) + round_up(int64_t(ctx.replayed.peak()), page) + kHeap +

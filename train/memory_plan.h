@@ -18,7 +18,8 @@ struct MemoryPlan {
 
 struct TrainShape {
   int64_t sequences = 1;  // per micro-batch
-  int64_t length = 1;     // rows of each, virtual tokens included
+  int64_t length = 1;     // rows of the longest, virtual tokens included
+  int64_t rows = 0;       // rows of the heaviest micro-batch; 0: sequences * length
   bool full = false;      // all weights train; otherwise the adapter does
   int moments = 2;        // floats per parameter that the optimizer keeps
   int snapshots = 0;      // copies of the parameters kept for early stopping

@@ -13,6 +13,7 @@
 #include "tensor/sha256.h"
 #include "tensor/weight.h"
 #include "tools/cli/machine.h"
+#include "tensor/rng.h"
 #include "train/memory_plan.h"
 
 namespace thimble::cli {
@@ -71,6 +72,23 @@ struct Plan {
   Recompute recompute = Recompute::none;
 };
 
+// Rows of the heaviest micro-batch that the run will draw; 0 (unknown) when the run is too long to look ahead.
+int64_t heaviest_rows(const TrainFlags& flags, const TrainJob& job, int64_t virtuals) {
+  const TrainOptions& o = flags.loop;
+  const int64_t group = o.batch * o.accum;
+  int64_t steps = o.steps;
+  if (steps == 0 && o.epochs > 0) steps = static_cast<int64_t>(double(job.data->size()) * o.epochs / double(group)) + 1;
+  constexpr int64_t kLookAhead = 2'000'000;
+  if (job.data->is_stream() || steps == 0 || steps > kLookAhead / group) return 0;
+  int64_t heaviest = 0;
+  for (int64_t m = 0; m < steps * o.accum; ++m) {
+    int64_t rows = 0;
+    for (int64_t b = 0; b < o.batch; ++b) rows += job.data->draw(o.seed, m * o.batch + b).n - 1 + virtuals;
+    heaviest = std::max(heaviest, rows);
+  }
+  return heaviest;
+}
+
 // The first policy whose plan fits. Throws budget, with the table of the most frugal one, when none does.
 Plan choose_plan(Session& session, const TrainFlags& flags, const TrainJob& job, bool enforce) {
   Plan plan;
@@ -79,6 +97,7 @@ Plan choose_plan(Session& session, const TrainFlags& flags, const TrainJob& job,
   if (job.eval) longest = std::max(longest, job.eval->stats().longest);
   plan.shape.sequences = flags.loop.batch;
   plan.shape.length = longest - 1 + virtuals;
+  plan.shape.rows = heaviest_rows(flags, job, virtuals);
   plan.shape.full = job.adapter == nullptr;
   plan.shape.moments = flags.loop.sgd ? 0 : 2;
   plan.shape.snapshots = flags.loop.patience > 0 ? 1 : 0;
@@ -107,6 +126,9 @@ double measure_gemm(Session& session) {
   weight.cols = kDepth;
   weight.data = w.data();
   const WeightView view = weight.view();
+  Philox rng(1, 1);  // never time on zeros
+  for (int64_t i = 0; i < kRows * kDepth; ++i) x.f32()[i] = static_cast<float>(rng.uniform() - 0.5);
+  for (int64_t i = 0; i < kCols * kDepth; ++i) w.f32()[i] = static_cast<float>(rng.uniform() - 0.5);
   const Buffer scratch(
       std::max<size_t>(1, gemm_nt_scratch_bytes(session.kernels(), session.threads(), kRows, WeightFormat::f32, view)));
   const GemmExec exec{&session.kernels(), session.threads(), scratch.data(), scratch.bytes()};
