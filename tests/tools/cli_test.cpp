@@ -347,5 +347,16 @@ TEST_F(CliTest, QuietAndPipesKeepStderrEmpty) {
   EXPECT_EQ(thimble(with(ppl(model()), {"--quiet"})).err, "");
 }
 
+// Words for people go to standard error. That nobody can read them must not change how a run ends.
+TEST(Cli, FullStandardErrorIsNoCrash) {
+  const std::string exe = std::string(THIMBLE_BINARY_DIR) + "/bin/thimble";
+  for (const auto& [args, status] : std::vector<std::pair<std::string, int>>{
+           {"doctor --isa foo", 2}, {"model info /nowhere", 3}, {"generate", 2}, {"--version", 0}}) {
+    const RunResult r = run_command({"/bin/sh", "-c", exe + " " + args + " 2>/dev/full"});
+    EXPECT_EQ(r.signal, 0) << args;
+    EXPECT_EQ(r.status, status) << args;
+  }
+}
+
 }  // namespace
 }  // namespace thimble::tools_test

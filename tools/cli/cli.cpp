@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 
 #include "tensor/env.h"
 #include "tensor/error.h"
@@ -132,10 +131,22 @@ void print_json(const nlohmann::ordered_json& value) {
   write_stdout(finite(value).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
-void say(const CommonOptions& options, const std::string& line) {
-  if (!options.quiet) fmt::print(stderr, "{}\n", line);
+namespace {
+
+// Words for people are best effort: a full disk or a closed terminal behind stderr must not change how a run ends.
+void write_stderr(std::string_view text) {
+  try {
+    write_fully(2, text.data(), text.size(), "standard error");
+  } catch (const Error&) {
+  }
 }
-void warn(const std::string& line) { fmt::print(stderr, "warning: {}\n", line); }
+
+}  // namespace
+
+void say(const CommonOptions& options, const std::string& line) {
+  if (!options.quiet) write_stderr(line + "\n");
+}
+void warn(const std::string& line) { write_stderr("warning: " + line + "\n"); }
 
 double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -151,7 +162,7 @@ Progress::Progress(const CommonOptions& options, std::string what, int64_t total
     : active_(!options.quiet && ::isatty(2) == 1), what_(std::move(what)), unit_(std::move(unit)), total_(total), start_(seconds_now()) {}
 
 Progress::~Progress() {
-  if (active_ && last_ > 0) fmt::print(stderr, "\r\033[K");
+  if (active_ && last_ > 0) write_stderr("\r\033[K");
 }
 
 void Progress::update(int64_t done, const std::string& note) {
@@ -161,10 +172,9 @@ void Progress::update(int64_t done, const std::string& note) {
   last_ = now;
   const double rate = double(done) / std::max(1e-9, now - start_);
   const double eta = rate > 0 ? double(total_ - done) / rate : 0;
-  fmt::print(stderr, "\r\033[K{} {}/{} {} ({:.0f} %), {:.1f} {}/s, {:.0f} s left{}{}", what_, done, total_, unit_,
-             total_ > 0 ? 100.0 * double(done) / double(total_) : 100.0, rate, unit_, eta,
-             note.empty() ? "" : ", ", note);
-  std::fflush(stderr);
+  write_stderr(fmt::format("\r\033[K{} {}/{} {} ({:.0f} %), {:.1f} {}/s, {:.0f} s left{}{}", what_, done, total_, unit_,
+                           total_ > 0 ? 100.0 * double(done) / double(total_) : 100.0, rate, unit_, eta,
+                           note.empty() ? "" : ", ", note));
 }
 
 namespace {
@@ -172,10 +182,9 @@ namespace {
 // Every option can also come from the environment: --max-tokens is THIMBLE_MAX_TOKENS.
 void mirror_in_environment(CLI::App& app, std::vector<std::string>* names) {
   for (CLI::Option* option : app.get_options()) {
-    if (option->get_lnames().empty() || option->get_lnames()[0] == "help" ||
-        option->get_lnames()[0] == "version")
-      continue;
+    if (option->get_lnames().empty()) continue;
     std::string name = option->get_lnames()[0];
+    if (name == "help" || name == "version") continue;
     for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     option->envname("THIMBLE_" + name);
     names->push_back(name);
@@ -184,8 +193,8 @@ void mirror_in_environment(CLI::App& app, std::vector<std::string>* names) {
 }
 
 int report(const Error& e) {
-  fmt::print(stderr, "error: {}\n", e.what());
-  if (!e.hint().empty()) fmt::print(stderr, "hint: {}\n", e.hint());
+  write_stderr(fmt::format("error: {}\n", e.what()));
+  if (!e.hint().empty()) write_stderr("hint: " + e.hint() + "\n");
   return static_cast<int>(e.code());
 }
 
@@ -235,15 +244,15 @@ int main_entry(int argc, char** argv) {
     }
     return 0;
   } catch (const CLI::ParseError& e) {
-    fmt::print(stderr, "error: {}\nhint: run with --help to see the valid options\n", e.what());
+    write_stderr(fmt::format("error: {}\nhint: run with --help to see the valid options\n", e.what()));
     return static_cast<int>(ErrorCode::usage);
   } catch (const Error& e) {
     return report(e);
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "error: out of memory\nhint: use a smaller model, context or batch\n");
+    write_stderr("error: out of memory\nhint: use a smaller model, context or batch\n");
     return static_cast<int>(ErrorCode::budget);
   } catch (const std::exception& e) {
-    fmt::print(stderr, "error: internal error: {}\nhint: this is a bug in thimble; please report it\n", e.what());
+    write_stderr(fmt::format("error: internal error: {}\nhint: this is a bug in thimble; please report it\n", e.what()));
     return static_cast<int>(ErrorCode::internal);
   }
 }
