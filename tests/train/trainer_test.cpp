@@ -1,0 +1,127 @@
+// The training loop as a library: a step allocates nothing once warm, accumulation is the sum that it stands for, and the
+// schedule is the formula.
+#include "train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "tests/models/heap_count.h"
+#include "tensor/rng.h"
+
+namespace thimble {
+namespace {
+
+std::string case_dir(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/oracle/" + name; }
+
+Dataset random_rows(int64_t n, int64_t vocab) {
+  Philox rng(7, 7);
+  std::vector<std::vector<int32_t>> rows;
+  std::vector<int32_t> from;
+  for (int64_t i = 0; i < n; ++i) {
+    rows.emplace_back();
+    for (uint64_t t = 0; t < 6 + rng.below(20); ++t) rows.back().push_back(static_cast<int32_t>(rng.below(uint64_t(vocab))));
+    rows.back().resize(std::max<size_t>(rows.back().size(), 4), 1);
+    from.push_back(static_cast<int32_t>(rng.below(3)));
+  }
+  return Dataset::from_ids(std::move(rows), std::move(from), 64);
+}
+
+struct Training {
+  explicit Training(const TrainOptions& options, bool full = true, AdapterKind kind = AdapterKind::lora)
+      : kernels(build_kernel_table(best_tier())), ctx(kernels, 2, nullptr) {
+    LoadOptions load;
+    load.trainable = full;
+    model = load_model(case_dir("llama_gqa_untied"), kernels, load);
+    if (full) {
+      enable_gradients(model);
+    } else {
+      AdapterOptions o;
+      o.kind = kind;
+      o.dropout = kind == AdapterKind::lora ? 0.1 : 0;
+      adapter = std::make_unique<Adapter>(model, kernels, o);
+      adapter->enable_gradients();
+    }
+    data = random_rows(32, model.config.vocab_size);
+    transformer = std::make_unique<Transformer>(model, 96);
+    trainer = std::make_unique<Trainer>(ctx, *transformer, adapter.get(), data, nullptr, options);
+  }
+  KernelTable kernels;
+  Context ctx;
+  Model model;
+  std::unique_ptr<Adapter> adapter;
+  Dataset data;
+  std::unique_ptr<Transformer> transformer;
+  std::unique_ptr<Trainer> trainer;
+};
+
+#ifdef THIMBLE_TEST_COUNTS
+TEST(Trainer, AWarmStepAllocatesNothing) {
+  for (Recompute recompute : {Recompute::none, Recompute::cheap, Recompute::block})
+    for (int what = 0; what < 5; ++what) {
+      TrainOptions o;
+      o.steps = 100;
+      o.batch = 4;
+      o.accum = 2;
+      o.recompute = recompute;
+      Training run(o, what == 0, static_cast<AdapterKind>(std::max(0, what - 1)));
+      for (int i = 0; i < 12; ++i) run.trainer->step();  // more than an epoch: every buffer has its size
+      EXPECT_EQ(testing::allocations([&] {
+                  for (int i = 0; i < 3; ++i) run.trainer->step();
+                }),
+                0)
+          << "recompute " << static_cast<int>(recompute) << ", case " << what;
+    }
+}
+#endif
+
+TEST(Trainer, AccumulationDividesByTheLabelsOfTheWholeGroup) {
+  // Eight sequences in one pass, or in four of two: the same mean loss and nearly the same step.
+  TrainOptions whole, parts;
+  whole.steps = parts.steps = 10;
+  whole.batch = 8;
+  parts.batch = 2;
+  parts.accum = 4;
+  Training a(whole), b(parts);
+  for (int i = 0; i < 3; ++i) {
+    const StepReport x = a.trainer->step(), y = b.trainer->step();
+    EXPECT_NEAR(x.loss, y.loss, 1e-5);
+    EXPECT_NEAR(x.grad_norm, y.grad_norm, 1e-4 * x.grad_norm);
+    EXPECT_EQ(x.tokens, y.tokens);
+  }
+}
+
+TEST(Trainer, StepsHaveTheSameBitsForAnyThreads) {
+  TrainOptions o;
+  o.steps = 10;
+  o.batch = 4;
+  std::vector<float> results[2];
+  for (int threads : {1, 3}) {
+    Training run(o);
+    run.ctx.threads = threads;
+    for (int i = 0; i < 3; ++i) run.trainer->step();
+    for_each_weight(run.model.weights, [&](Role, int64_t, const Weight& w) {
+      results[threads == 3].insert(results[threads == 3].end(), w.f32(), w.f32() + w.numel());
+    });
+  }
+  ASSERT_EQ(results[0].size(), results[1].size());
+  EXPECT_EQ(std::memcmp(results[0].data(), results[1].data(), results[0].size() * sizeof(float)), 0);
+}
+
+TEST(Schedule, WarmupAndDecay) {
+  Schedule s;
+  s.warmup = 2;
+  s.total = 6;
+  const double want[] = {0, 0.5, 1, 0.5 * (1 + std::cos(M_PI / 4)), 0.5, 0.5 * (1 + std::cos(3 * M_PI / 4))};
+  for (int64_t i = 0; i < 6; ++i) EXPECT_NEAR(s.factor(i), want[i], 1e-12);
+  s.kind = ScheduleKind::linear;
+  s.min_ratio = 0.1;
+  EXPECT_NEAR(s.factor(4), 0.1 + 0.9 * 0.5, 1e-12);
+  EXPECT_NEAR(s.factor(6), 0.1, 1e-12);
+  s.kind = ScheduleKind::constant;
+  EXPECT_EQ(s.factor(5), 1);
+}
+
+}  // namespace
+}  // namespace thimble
