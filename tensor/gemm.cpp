@@ -41,6 +41,7 @@ Plan make_plan(const KernelTable& k, int64_t m, int64_t n, int64_t depth, bool p
   const int64_t wanted = ceil_div(kMinChunks, std::max<int64_t>(p.column_blocks, 1));
   p.row_block =
       round_up(ceil_div(m, std::clamp<int64_t>(wanted, 1, std::max<int64_t>(m / kMinRowBlock, 1))), kPackedRows);
+  p.row_block = std::max(p.row_block, kPackedRows);  // m may be 0
   p.row_blocks = ceil_div(m, p.row_block);
   const int64_t slices = std::max<int64_t>(1, ceil_div(depth, pack_a ? k.gemm_kc / 4 : k.gemm_kc));
   p.slice = std::max<int64_t>(16, round_up(ceil_div(depth, slices), 16));

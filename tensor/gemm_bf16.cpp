@@ -39,7 +39,7 @@ Plan make_plan(const KernelTable& k, int64_t m, int64_t n, int64_t depth) {
   p.column_blocks = ceil_div(n, p.column_block);
   const int64_t wanted = ceil_div(kMinChunks, std::max<int64_t>(p.column_blocks, 1));
   const int64_t row_blocks = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(m / kMinRowBlock, 1));
-  p.row_block = round_up(ceil_div(m, row_blocks), kBlockRows);
+  p.row_block = std::max(kBlockRows, round_up(ceil_div(m, row_blocks), kBlockRows));  // m may be 0
   p.row_blocks = ceil_div(m, p.row_block);
   const int64_t slices = std::max<int64_t>(1, ceil_div(p.pairs, k.gemm_kc));
   p.slice = std::max<int64_t>(16, round_up(ceil_div(p.pairs, slices), 16));
