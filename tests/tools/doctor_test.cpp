@@ -64,7 +64,8 @@ TEST(Doctor, JsonListsEverySlotWithItsOriginAmongTheAvailableTiers) {
 TEST(Doctor, TheCapIsObeyedAndAnUnknownTierIsAUsageError) {
   const Result r = thimble_run({"doctor", "--json", "--no-roofline", "--isa", "ref"});
   ASSERT_EQ(r.status, 0);
-  for (const auto& slot : nlohmann::json::parse(r.out)["slots"]) EXPECT_EQ(slot["origin"], "ref");
+  const nlohmann::json report = nlohmann::json::parse(r.out);
+  for (const auto& slot : report["slots"]) EXPECT_EQ(slot["origin"], "ref");
   EXPECT_EQ(thimble_run({"doctor", "--no-roofline", "--isa", "avx9"}).status, 2);
   ::setenv("THIMBLE_ISA", "avx9", 1);
   EXPECT_EQ(thimble_run({"doctor", "--no-roofline"}).status, 2);
