@@ -10,14 +10,14 @@ namespace {
 std::string data(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/" + name; }
 
 TEST(Peft, AdaptersMeetTheirReferenceOnEveryTier) {
-  for (const std::string& name : {"llama_lora", "llama_ia3", "llama_prompt_tuning", "llama_prefix_tuning", "neox_lora"})
+  for (const char* name : {"llama_lora", "llama_ia3", "llama_prompt_tuning", "llama_prefix_tuning", "neox_lora"})
     for (const char* isa : {"ref", "avx2", "avx512"}) {
       Tier tier;
       if (!tier_from_name(isa, &tier) || !tier_supported(tier)) continue;
       const std::string base = data(std::string(name).rfind("neox", 0) == 0 ? "oracle/gpt_neox" : "oracle/llama_gqa_untied");
       std::string digests[2];
       for (int threads : {1, 2}) {
-        const RunResult r = thimble({"parity", data("peft/" + std::string(name)), "--base", base, "--isa", isa, "--threads",
+        const RunResult r = thimble({"parity", data(std::string("peft/") + name), "--base", base, "--isa", isa, "--threads",
                                          std::to_string(threads), "--json"});
         ASSERT_EQ(r.status, 0) << name << " " << isa << "\n" << r.out << r.err;
         const auto json = nlohmann::json::parse(r.out);
