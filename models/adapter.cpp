@@ -249,7 +249,13 @@ Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::stri
     throw Error(ErrorCode::unsupported, fmt::format("{}: {} is not supported", path, what),
                 "supported: LORA (with rsLoRA, rank_pattern, alpha_pattern), IA3, PROMPT_TUNING, PREFIX_TUNING");
   };
-  if (o.has("modules_to_save") && !o.find("modules_to_save")->empty()) unsupported("field \"modules_to_save\"");
+  // Of the modules that PEFT can replace as a whole, the output matrix.
+  std::string head_module;
+  for (const std::string& name : string_list(o, "modules_to_save")) {
+    for (const TensorRule& rule : model.family->tensors)
+      if (rule.roles[0] == Role::lm_head && rule_name(rule, 0) == name + ".weight") head_module = name;
+    if (head_module != name) unsupported("field \"modules_to_save\": module " + quote_for_message(name));
+  }
   if (type == "PROMPT_TUNING" || type == "PREFIX_TUNING") {
     kind_ = type == "PROMPT_TUNING" ? AdapterKind::prompt : AdapterKind::prefix;
     if (o.get_bool("prefix_projection", false) && file_exists(join_path(dir, "prefix_projection.bin"))) unsupported("field \"prefix_projection\"");
@@ -307,7 +313,14 @@ Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::stri
   } else {
     unsupported("peft_type " + quote_for_message(type));
   }
+  if (!head_module.empty()) add_head(head_module);
   load(dir);
+}
+
+void Adapter::add_head(const std::string& module) {
+  head_name_ = module;
+  head_ = make(config_.vocab_size, config_.embed_dim);
+  entries_.push_back({"base_model.model." + module + ".weight", {config_.vocab_size, config_.embed_dim}, nullptr, 0, false, {head_}});
 }
 
 void Adapter::load(const std::string& dir) {
@@ -422,7 +435,7 @@ void Adapter::save(const std::string& dir, const std::string& base) const {
       // Modules whose rank or scale differs from the default, by their full path.
       nlohmann::ordered_json ranks = nlohmann::ordered_json::object(), alphas = nlohmann::ordered_json::object();
       for (const Entry& e : entries_) {
-        if (e.per_row) continue;
+        if (e.per_row || !e.rule) continue;
         const AdapterModule& m = module(e.layer, e.rule->roles[0]);
         const int64_t rank = e.shape[0];
         const double alpha = double(m.scale) * (rslora_ ? std::sqrt(double(rank)) : double(rank));
@@ -431,7 +444,8 @@ void Adapter::save(const std::string& dir, const std::string& base) const {
       }
       c["rank_pattern"] = ranks;
       c["alpha_pattern"] = alphas;
-      c["modules_to_save"] = nullptr;
+      if (head_) c["modules_to_save"] = nlohmann::ordered_json::array({head_name_});
+      else c["modules_to_save"] = nullptr;
       break;
     }
     case AdapterKind::ia3:
@@ -440,7 +454,8 @@ void Adapter::save(const std::string& dir, const std::string& base) const {
       c["feedforward_modules"] = feedforward_names_;
       c["fan_in_fan_out"] = fan_in_fan_out_;
       c["init_ia3_weights"] = true;
-      c["modules_to_save"] = nullptr;
+      if (head_) c["modules_to_save"] = nlohmann::ordered_json::array({head_name_});
+      else c["modules_to_save"] = nullptr;
       break;
     case AdapterKind::prompt:
     case AdapterKind::prefix: {
@@ -460,6 +475,9 @@ void Adapter::save(const std::string& dir, const std::string& base) const {
 }
 
 void Adapter::merged(const Model& model, const KernelTable& kernels, const std::function<void(const ExportedTensor&)>& fn) const {
+  if (head_ && config_.tied)
+    throw Error(ErrorCode::unsupported, "the adapter replaces the output matrix of a model whose matrix is its embedding: they cannot be merged",
+                "use it with --adapter");
   if (kind_ == AdapterKind::prompt || kind_ == AdapterKind::prefix)
     throw Error(ErrorCode::unsupported, fmt::format("a {} adapter cannot be merged: it adds tokens, not weights", adapter_kind_name(kind_)),
                 "use it with --adapter");
@@ -501,6 +519,8 @@ void Adapter::merged(const Model& model, const KernelTable& kernels, const std::
       if (changed) fn(t);
     }
   }
+  if (head_)
+    fn({head_name_ + ".weight", {head_->rows, head_->cols}, std::vector<float>(head_->f32(), head_->f32() + head_->numel())});
 }
 
 }  // namespace thimble

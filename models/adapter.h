@@ -53,6 +53,8 @@ class Adapter {
   const AdapterModule& module(int64_t layer, Role role) const {
     return modules_[static_cast<size_t>(layer)][static_cast<size_t>(role)];
   }
+  // A full replacement of the output matrix (PEFT's modules_to_save); null: the base's.
+  Weight* head() { return head_; }
   Weight* prompt() { return prompt_; }  // prompt: [n, embed_dim]; prefix: [n, 2 * layers * kv_cols]
 
   // Every trainable tensor once, in a fixed order, with a name of its own.
@@ -83,6 +85,7 @@ class Adapter {
   void add_lora(const Model& model, const TensorRule& rule, int64_t layer, int64_t rank, double alpha, bool rslora);
   void add_ia3(const Model& model, const TensorRule& rule, int64_t layer, bool input);
   void add_prompt(const Model& model, int64_t rows);
+  void add_head(const std::string& module);
   void initialise(const Model& model, const KernelTable& kernels, const AdapterOptions& options);
   void load(const std::string& dir);
 
@@ -96,6 +99,8 @@ class Adapter {
   std::vector<std::array<AdapterModule, kRoleCount>> modules_;
   std::vector<Entry> entries_;
   Weight* prompt_ = nullptr;
+  Weight* head_ = nullptr;
+  std::string head_name_;  // module path
   std::deque<Weight> weights_;
   WeightStore store_;
 };

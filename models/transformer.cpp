@@ -271,6 +271,14 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
   }
 
   place_prefixes(ctx, batch);
+  head_ = &model_.weights.head();
+  for (int64_t i = 0; i < batch.n_segments; ++i) {
+    const AdapterSegment& s = batch.segments[i];
+    if (!s.adapter->head()) continue;
+    if (s.begin != 0 || s.end != batch.n)
+      throw Error(ErrorCode::unsupported, "an adapter with an output matrix of its own cannot share a batch with others", "run it alone");
+    head_ = s.adapter->head();
+  }
 
   ModelWeights& w = model_.weights;
   Var x = embed(ctx, &w.token_embed, ids, batch.n);
@@ -291,14 +299,14 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
 }
 
 Var Transformer::logits(Context& ctx, Var hidden) {
-  const Var y = linear(ctx, hidden, &model_.weights.head(), nullptr);
+  const Var y = linear(ctx, hidden, head_, nullptr);
   ctx.observe("logits", -1, y.t);
   return y;
 }
 
 double Transformer::loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss,
                          const float* row_weights) {
-  return linear_cross_entropy(ctx, hidden, &model_.weights.head(), nullptr, labels, denominator, row_loss, row_weights);
+  return linear_cross_entropy(ctx, hidden, head_, nullptr, labels, denominator, row_loss, row_weights);
 }
 
 }  // namespace thimble

@@ -63,6 +63,7 @@ class Transformer {
   std::vector<AttentionSpec> specs_;   // per layer, filled by forward
   std::vector<BlockCall> calls_;       // per layer
   const int32_t* positions_ = nullptr; // of the running forward
+  Weight* head_ = nullptr;             // that follows it: the base's, or an adapter's own
   const Batch* batch_ = nullptr;
 };
 

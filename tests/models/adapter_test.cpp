@@ -232,6 +232,50 @@ TEST(Adapter, FreshLoraAndIa3ChangeNothing) {
   }
 }
 
+// PEFT's modules_to_save: the output matrix is the adapter's own, trains, and is merged as it is.
+TEST(Adapter, OutputMatrixOfItsOwn) {
+  Engine e;
+  LoadOptions trainable;
+  trainable.trainable = true;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels, trainable);
+  const auto lora = random_adapter(model, e.kernels, AdapterKind::lora, 1, "q_proj");
+  const ScratchDir dir;
+  lora->save(dir.path(), "base");
+  std::vector<ExportedTensor> tensors;
+  lora->export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) { tensors.push_back(t); });
+  ExportedTensor head = export_tensor(model, e.kernels, "lm_head.weight");
+  Philox rng(4, 4);
+  for (float& x : head.data) x += static_cast<float>(0.1 * rng.normal());
+  head.name = "base_model.model.lm_head.weight";
+  tensors.push_back(head);
+  std::vector<NamedTensor> named;
+  for (const ExportedTensor& t : tensors) named.push_back({t.name, SafetensorsDtype::f32, t.shape, t.data.data()});
+  write_safetensors(dir / "adapter_model.safetensors", named);
+  nlohmann::json config = read_json(dir / "adapter_config.json");
+  config["modules_to_save"] = nlohmann::json::array({"lm_head"});
+  write_json(dir / "adapter_config.json", config);
+  Adapter adapter(model, e.kernels, dir.path());
+  adapter.enable_gradients();
+  ASSERT_TRUE(adapter.head());
+  Transformer transformer(model, 64);
+  const std::vector<std::vector<int32_t>> texts = {text(1, 12, model.config.vocab_size)};
+  const Outcome own = run(transformer, *e.ctx, {{&adapter, texts}}), base = run(transformer, *e.ctx, {{lora.get(), texts}});
+  EXPECT_FALSE(same_bits(own.logits[0], base.logits[0]));
+  EXPECT_EQ(own.gradients[0].size(), base.gradients[0].size() + head.data.size());
+  const ScratchDir again;
+  adapter.save(again.path(), "base");
+  Adapter loaded(model, e.kernels, again.path());
+  loaded.enable_gradients();
+  EXPECT_TRUE(same_bits(run(transformer, *e.ctx, {{&loaded, texts}}).logits[0], own.logits[0]));
+  std::vector<ExportedTensor> merged;
+  adapter.merged(model, e.kernels, [&](const ExportedTensor& t) { merged.push_back(t); });
+  for (const ExportedTensor& t : merged) ASSERT_TRUE(import_tensor(model, t)) << t.name;
+  Rows rows;
+  rows.add(texts[0]);
+  const std::vector<float> got = logits_of(transformer, *e.ctx, rows);
+  for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], own.logits[0][i], 1e-4);
+}
+
 TEST(Adapter, DamagedFilesAreRefusedByName) {
   Engine e;
   Model llama = load_model(oracle("llama_gqa_untied"), e.kernels), neox = load_model(oracle("gpt_neox"), e.kernels);
