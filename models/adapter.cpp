@@ -32,7 +32,14 @@ std::string module_of(const TensorRule& rule, int64_t layer) {
 
 std::string last_part(const std::string& module) { return module.substr(module.rfind('.') + 1); }
 
-bool suffix_match(const std::string& module, const std::vector<std::string>& names);
+// PEFT: a list matches by suffix at a dot, a string is a regular expression over the whole path.
+bool suffix_match(const std::string& module, const std::vector<std::string>& names) {
+  for (const std::string& n : names)
+    if (module == n || (module.size() > n.size() && module.compare(module.size() - n.size(), n.size(), n) == 0 &&
+                        module[module.size() - n.size() - 1] == '.'))
+      return true;
+  return false;
+}
 
 // The shortest suffix of the module's path that names no linear of layer 0 with another role (GPT-2 has two c_proj).
 std::string own_suffix(const Model& model, const TensorRule& rule) {
@@ -45,15 +52,6 @@ std::string own_suffix(const Model& model, const TensorRule& rule) {
     if (!shared) return suffix;
   }
   return module;
-}
-
-// PEFT: a list matches by suffix at a dot, a string is a regular expression over the whole path.
-bool suffix_match(const std::string& module, const std::vector<std::string>& names) {
-  for (const std::string& n : names)
-    if (module == n || (module.size() > n.size() && module.compare(module.size() - n.size(), n.size(), n) == 0 &&
-                        module[module.size() - n.size() - 1] == '.'))
-      return true;
-  return false;
 }
 
 std::regex compile(const std::string& pattern, const std::string& where) {
@@ -185,7 +183,7 @@ Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOp
                          : all             ? true
                                            : std::regex_search(module, compile(o.targets, "--targets"));
         if (!hit) continue;
-        if (layer == 0 || names.count(last_part(module)) == 0) names.insert(last_part(module));
+        names.insert(last_part(module));
         const bool input = rule.roles[0] == Role::down_w;
         if (kind_ == AdapterKind::lora)
           add_lora(model, rule, layer, rank_, alpha_, rslora_);

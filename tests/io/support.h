@@ -11,26 +11,11 @@
 #include <string>
 
 #include "tensor/error.h"
+#include "tests/scratch_dir.h"
 
 namespace thimble::io_test {
 
-class ScratchDir {
- public:
-  ScratchDir() {
-    std::string pattern = ::testing::TempDir() + "/thimble_io_XXXXXX";
-    if (!::mkdtemp(pattern.data())) throw std::runtime_error("mkdtemp failed");
-    path_ = pattern;
-  }
-  ~ScratchDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
+using testing::ScratchDir;
 
 // A fresh file: some file systems flush a file that is overwritten in place, which would make 20,000 of them slow.
 inline void put_file(const std::string& path, const std::string& bytes) {

@@ -22,6 +22,7 @@
 #include "models/sampler.h"
 #include "models/transformer.h"
 #include "tensor/sha256.h"
+#include "tests/scratch_dir.h"
 
 namespace thimble::models_test {
 
@@ -91,25 +92,7 @@ inline std::vector<int32_t> text(uint64_t seed, int64_t n, int64_t vocab) {
   return ids;
 }
 
-class ScratchDir {
- public:
-  ScratchDir() {
-    std::string pattern = ::testing::TempDir() + "/thimble_models_XXXXXX";
-    if (!::mkdtemp(pattern.data())) throw std::runtime_error("mkdtemp failed");
-    path_ = pattern;
-  }
-  ~ScratchDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  ScratchDir(const ScratchDir&) = delete;
-  ScratchDir& operator=(const ScratchDir&) = delete;
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
+using testing::ScratchDir;
 
 inline nlohmann::json read_json(const std::string& path) { return nlohmann::json::parse(std::ifstream(path)); }
 inline void write_json(const std::string& path, const nlohmann::json& json) { std::ofstream(path) << json.dump(1); }

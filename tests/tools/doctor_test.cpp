@@ -1,45 +1,23 @@
-// thimble doctor and the machine record, through the same entry point as the command.
+// thimble doctor, and the machine record behind it.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "tests/tools/run_command.h"
 #include "tools/cli/cli.h"
 #include "tools/cli/machine.h"
 
 namespace thimble::cli {
 namespace {
 
-struct Result {
-  int status;
-  std::string out;
-};
-
-// Runs `thimble ARGS` in this process with stdout going to a temporary file.
-Result thimble_run(std::vector<std::string> args) {
-  args.insert(args.begin(), "thimble");
-  std::vector<char*> argv;
-  for (std::string& a : args) argv.push_back(a.data());
-  std::FILE* file = std::tmpfile();
-  std::fflush(stdout);
-  const int saved = ::dup(1);
-  ::dup2(::fileno(file), 1);
-  Result result{main_entry(static_cast<int>(argv.size()), argv.data()), ""};
-  std::fflush(stdout);
-  ::dup2(saved, 1);
-  ::close(saved);
-  std::rewind(file);
-  char buffer[4096];
-  for (size_t n; (n = std::fread(buffer, 1, sizeof buffer, file)) > 0;) result.out.append(buffer, n);
-  std::fclose(file);
-  return result;
-}
+using tools_test::RunOptions;
+using tools_test::RunResult;
+using tools_test::thimble;
 
 TEST(Doctor, JsonListsEverySlotWithItsOriginAmongTheAvailableTiers) {
-  const Result r = thimble_run({"doctor", "--json", "--no-roofline"});
+  const RunResult r = thimble({"doctor", "--json", "--no-roofline"});
   ASSERT_EQ(r.status, 0);
   const auto json = nlohmann::json::parse(r.out);
   EXPECT_EQ(json["schema"], "thimble.doctor/1");
@@ -62,22 +40,21 @@ TEST(Doctor, JsonListsEverySlotWithItsOriginAmongTheAvailableTiers) {
 }
 
 TEST(Doctor, TheCapIsObeyedAndAnUnknownTierIsAUsageError) {
-  const Result r = thimble_run({"doctor", "--json", "--no-roofline", "--isa", "ref"});
+  const RunResult r = thimble({"doctor", "--json", "--no-roofline", "--isa", "ref"});
   ASSERT_EQ(r.status, 0);
   const nlohmann::json report = nlohmann::json::parse(r.out);
   for (const auto& slot : report["slots"]) EXPECT_EQ(slot["origin"], "ref");
-  EXPECT_EQ(thimble_run({"doctor", "--no-roofline", "--isa", "avx9"}).status, 2);
-  ::setenv("THIMBLE_ISA", "avx9", 1);
-  EXPECT_EQ(thimble_run({"doctor", "--no-roofline"}).status, 2);
-  ::unsetenv("THIMBLE_ISA");
-  ::setenv("THIMBLE_KERNEL", "no_such_slot:ref", 1);
-  EXPECT_EQ(thimble_run({"doctor", "--no-roofline"}).status, 2);
-  ::unsetenv("THIMBLE_KERNEL");
-  EXPECT_EQ(thimble_run({"doctor", "--no-such-option"}).status, 2);
+  EXPECT_EQ(thimble({"doctor", "--no-roofline", "--isa", "avx9"}).status, 2);
+  RunOptions tier, pin;
+  tier.env["THIMBLE_ISA"] = "avx9";
+  EXPECT_EQ(thimble({"doctor", "--no-roofline"}, tier).status, 2);
+  pin.env["THIMBLE_KERNEL"] = "no_such_slot:ref";
+  EXPECT_EQ(thimble({"doctor", "--no-roofline"}, pin).status, 2);
+  EXPECT_EQ(thimble({"doctor", "--no-such-option"}).status, 2);
 }
 
 TEST(Doctor, TextNamesTheTiersAndTheLibrary) {
-  const Result r = thimble_run({"doctor", "--no-roofline"});
+  const RunResult r = thimble({"doctor", "--no-roofline"});
   ASSERT_EQ(r.status, 0);
   for (int t = 0; t < kTierCount; ++t) EXPECT_NE(r.out.find(tier_name(static_cast<Tier>(t))), std::string::npos);
   EXPECT_NE(r.out.find("OpenBLAS"), std::string::npos);
