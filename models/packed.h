@@ -1,0 +1,22 @@
+// Writing a compressed model so that it loads again, with the same bits: config.json and model.safetensors. Quantized
+// linears are stored as GPTQ packs them (io/gptq.h), whichever method chose their codes, so that other programs can read
+// them; the others as they are stored. See models/README.md for what is ours in quantization_config.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "models/compress.h"
+
+namespace thimble {
+
+// config: the config.json of the model that was compressed, without quantization_config. provenance: goes into
+// quantization_config as "thimble". Returns the bytes of model.safetensors.
+// The rows of a llama2.c model's q and k are written in the order that Hugging Face expects, so the written model's
+// attention scores are the same sums in another order; every other model gives the same bits when it is loaded.
+// Errors: budget or input when the directory cannot be written.
+int64_t write_compressed(const std::string& dir, const Model& model, const KernelTable& kernels,
+                         nlohmann::ordered_json config, const CompressReport& report,
+                         const nlohmann::ordered_json& provenance);
+
+}  // namespace thimble
