@@ -13,6 +13,7 @@ const std::vector<EnvVariable>& env_registry() {
       {"ISA", "highest instruction-set tier to use: ref, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16"},
       {"KERNEL", "pins of single kernel slots, for example softmax:ref,gemm_f32:avx2"},
       {"THREADS", "number of threads"},
+      {"ZOO", "folder of the base models that zoo:NAME means"},
   };
   return variables;
 }
