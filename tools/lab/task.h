@@ -45,9 +45,9 @@ struct Task {
   Pair (*pair)(const Item& item, const std::string& input, uint64_t seed);
 };
 
-// All rows, in LaMP's order.
+// The seven rows in LaMP's order.
 const std::vector<const Task*>& all_tasks();
-// "LaMP_3" or "LaMP-3". Throws usage, listing the names.
+// "LaMP_3" or "LaMP-3"; also LaMP_2M (LaMP_2) and LaMP_2N (news categories, LaMP_2 of the first version). Throws usage, listing the names.
 const Task& find_task(std::string_view name);
 
 // Candidate answers: fixed_labels, or the list between brackets in the prompt. Empty for tasks of kind text.
