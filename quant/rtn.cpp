@@ -5,13 +5,26 @@
 
 #include "kernels/kernel_table.h"
 #include "tensor/error.h"
+#include "tensor/parallel.h"
 
 namespace thimble {
 namespace {
 
+constexpr int64_t kRowsPerChunk = 8;
+
 const KernelTable& reference() {
   static const KernelTable table = build_kernel_table(Tier::ref);
   return table;
+}
+
+// fn(row, group, first column, columns) for every group, over threads.
+template <class Fn>
+void for_each_group(int64_t rows, int64_t cols, int64_t group, int threads, Fn&& fn) {
+  const int64_t groups = (cols + group - 1) / group;
+  parallel_for(threads, (rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](int64_t chunk, int) {
+    for (int64_t r = chunk * kRowsPerChunk; r < std::min(rows, (chunk + 1) * kRowsPerChunk); ++r)
+      for (int64_t g = 0; g < groups; ++g) fn(r, g, g * group, std::min(group, cols - g * group));
+  });
 }
 
 }  // namespace
@@ -28,40 +41,82 @@ uint16_t f16_bits(float value) {
   return bits;
 }
 
+void check_finite(const float* w, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    if (!std::isfinite(w[i])) throw Error(ErrorCode::input, "a weight is not a finite number", "the checkpoint is damaged");
+}
+
+float Grid::code(float x) const { return std::clamp(std::nearbyint(x * inverse) + zero, 0.0f, levels); }
+
+Grid choose_grid(const float* x, int64_t n, int bits, bool symmetric, float shrink) {
+  float low = 0, high = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    low = std::min(low, x[i]);
+    high = std::max(high, x[i]);
+  }
+  low *= shrink;
+  high *= shrink;
+  Grid grid;
+  grid.levels = static_cast<float>((1 << bits) - 1);
+  const float scale = symmetric ? std::max(-low, high) / (grid.levels / 2) : (high - low) / grid.levels;
+  grid.scale_f16 = f16_bits(std::min(scale, 65504.0f));
+  grid.scale = f16_value(grid.scale_f16);
+  grid.inverse = grid.scale > 0 ? 1.0f / grid.scale : 0.0f;
+  grid.zero = symmetric ? float(1 << (bits - 1)) : std::clamp(std::nearbyint(-low * grid.inverse), 0.0f, grid.levels);
+  return grid;
+}
+
+float choose_shrink(const float* x, int64_t n, int bits, bool symmetric) {
+  float best = 1;
+  double least = -1;
+  for (int i = 0; i < 80; ++i) {
+    const float shrink = 1.0f - static_cast<float>(i) / 100.0f;
+    const Grid grid = choose_grid(x, n, bits, symmetric, shrink);
+    double sum = 0;
+    for (int64_t c = 0; c < n; ++c) sum += std::pow(std::fabs(double(x[c]) - double(grid.round(x[c]))), 2.4);
+    if (least >= 0 && sum >= least) continue;
+    least = sum;
+    best = shrink;
+  }
+  return best;
+}
+
 QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, int bits, int64_t group, bool symmetric) {
-  THIMBLE_CHECK(bits >= 2 && bits <= 8 && rows > 0 && cols > 0 && group >= 0);
+  return quantize_rtn(w, rows, cols, {bits, group, symmetric}, nullptr, 1);
+}
+
+QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, const WeightSpec& spec, const float* shrink,
+                             int threads) {
+  THIMBLE_CHECK(spec.bits >= 2 && spec.bits <= 8 && rows > 0 && cols > 0 && spec.group >= 0);
+  check_finite(w, rows * cols);
   QuantizedMatrix q;
   q.rows = rows;
   q.cols = cols;
-  q.bits = bits;
-  q.group = group > 0 ? group : cols;
+  q.bits = spec.bits;
+  q.group = spec.group > 0 ? spec.group : cols;
   q.groups = (cols + q.group - 1) / q.group;
   q.codes.resize(static_cast<size_t>(rows * cols));
   q.zeros.resize(static_cast<size_t>(rows * q.groups));
   q.scales_f16.resize(q.zeros.size());
-  const int levels = (1 << bits) - 1;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t g = 0; g < q.groups; ++g) {
-      const float* x = w + r * cols + g * q.group;
-      const int64_t n = std::min(q.group, cols - g * q.group);
-      float low = 0, high = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        if (!std::isfinite(x[i])) throw Error(ErrorCode::input, "a weight is not a finite number", "the checkpoint is damaged");
-        low = std::min(low, x[i]);
-        high = std::max(high, x[i]);
-      }
-      float scale = symmetric ? std::max(-low, high) / (float(levels) / 2) : (high - low) / float(levels);
-      const auto at = static_cast<size_t>(r * q.groups + g);
-      q.scales_f16[at] = f16_bits(std::min(scale, 65504.0f));
-      scale = f16_value(q.scales_f16[at]);
-      const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-      const float zero = symmetric ? float(1 << (bits - 1)) : std::clamp(std::nearbyint(-low * inverse), 0.0f, float(levels));
-      q.zeros[at] = static_cast<uint8_t>(zero);
-      uint8_t* codes = &q.codes[static_cast<size_t>(r * cols + g * q.group)];
-      for (int64_t i = 0; i < n; ++i)
-        codes[i] = static_cast<uint8_t>(std::clamp(std::nearbyint(x[i] * inverse) + zero, 0.0f, float(levels)));
-    }
+  for_each_group(rows, cols, q.group, threads, [&](int64_t r, int64_t g, int64_t first, int64_t n) {
+    const auto at = static_cast<size_t>(r * q.groups + g);
+    const float* x = w + r * cols + first;
+    const Grid grid = choose_grid(x, n, spec.bits, spec.symmetric, shrink ? shrink[at] : 1.0f);
+    q.scales_f16[at] = grid.scale_f16;
+    q.zeros[at] = static_cast<uint8_t>(grid.zero);
+    uint8_t* codes = &q.codes[static_cast<size_t>(r * cols + first)];
+    for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(grid.code(x[i]));
+  });
   return q;
+}
+
+std::vector<float> clip_ranges(const float* w, int64_t rows, int64_t cols, const WeightSpec& spec, int threads) {
+  const int64_t groups = group_count(spec, cols);
+  std::vector<float> shrink(static_cast<size_t>(rows * groups));
+  for_each_group(rows, cols, group_width(spec, cols), threads, [&](int64_t r, int64_t g, int64_t first, int64_t n) {
+    shrink[static_cast<size_t>(r * groups + g)] = choose_shrink(w + r * cols + first, n, spec.bits, spec.symmetric);
+  });
+  return shrink;
 }
 
 std::vector<float> dequantize(const QuantizedMatrix& q) {
@@ -69,7 +124,8 @@ std::vector<float> dequantize(const QuantizedMatrix& q) {
   for (int64_t r = 0; r < q.rows; ++r)
     for (int64_t c = 0; c < q.cols; ++c) {
       const auto at = static_cast<size_t>(r * q.cols + c), group = static_cast<size_t>(r * q.groups + c / q.group);
-      w[at] = f16_value(q.scales_f16[group]) * (float(q.codes[at]) - float(q.zeros[group]));
+      const auto to = static_cast<size_t>(r * q.cols + (q.perm.empty() ? c : q.perm[static_cast<size_t>(c)]));
+      w[to] = f16_value(q.scales_f16[group]) * (float(q.codes[at]) - float(q.zeros[group]));
     }
   return w;
 }
