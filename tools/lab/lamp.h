@@ -39,7 +39,8 @@ struct TaskData {
 
 // questions: an array of {id, input, profile, [user_id]}; outputs ("" = none): {"task", "golds": [{id, output}]}.
 // task null: the one that the outputs or the profile's fields name. Questions with one user_id and one profile become one
-// person; a question without user_id is a person of its own.
+// person; a question without user_id is a person of its own. Ids and ratings may be numbers; a sample may carry its
+// output itself (LaMP's merged files). Outputs of label tasks must be one of the labels.
 // Errors (input) name file, sample id and field: not an array, duplicate keys or ids, missing or empty fields, an output
 // without question, a date that is none.
 TaskData read_lamp(const std::string& questions, const std::string& outputs, const Task* task = nullptr);
@@ -48,7 +49,7 @@ TaskData read_lamp(const std::string& questions, const std::string& outputs, con
 TaskData read_lamp_split(const std::string& dir, const std::string& task, const std::string& split,
                          const std::string& part);
 
-// Both files, through temporary names.
+// Both files, through temporary names; outputs "": the questions alone. Errors: input for a question without output.
 void write_lamp(const TaskData& data, const std::string& questions, const std::string& outputs);
 
 }  // namespace thimble::lab

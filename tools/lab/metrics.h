@@ -23,9 +23,10 @@ double rating_error(std::string_view prediction, std::string_view gold);
 std::vector<std::string> metric_names(const Task& task);
 bool lower_is_better(std::string_view metric);  // mae, rmse
 
-// All metrics of answers in order (both sides stripped of white space).
+// All metrics of answers in order (both sides stripped of white space). labels empty: the task's fixed ones.
 std::map<std::string, double> score(const Task& task, const std::vector<std::string>& predictions,
-                                    const std::vector<std::string>& golds, const std::vector<std::string>& labels);
+                                    const std::vector<std::string>& golds, const std::vector<std::string>& labels,
+                                    bool stem = false);
 // The primary metric's share of one answer: 0 or 1 for accuracy, ROUGE-1 for texts. Means of these are paired over people.
 double unit_score(const Task& task, std::string_view prediction, std::string_view gold);
 
@@ -36,8 +37,9 @@ struct Baseline {
   std::string name;
   std::vector<std::vector<std::string>> predictions;  // [people][queries]
 };
-// history: the last so many items of each person; 0: all. Texts have no majority: "user_majority" is then absent and
-// nearest is the title (tweet) of the most similar item.
+// history: the last so many items of each person; 0: all. Ratings have user_majority and user_mean. Texts have nearest
+// only: the title (tweet) of the most similar item. Histories of LaMP_1 hold no answers: its majority is the first label,
+// and nearest is the reference that some item resembles most. A person without history gets the majority.
 std::vector<Baseline> baselines(const TaskData& data, int64_t history);
 
 // What can be said about a task's difficulty without a model.
