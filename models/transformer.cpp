@@ -19,6 +19,20 @@ bool trainable(const LayerWeights& layer) {
 
 Weight* present(Weight& w) { return w ? &w : nullptr; }
 
+// What the observer is told about the input of a linear.
+const char* input_name(Role role) {
+  switch (role) {
+    case Role::q_w: return "input.q_w";
+    case Role::k_w: return "input.k_w";
+    case Role::v_w: return "input.v_w";
+    case Role::o_w: return "input.o_w";
+    case Role::gate_w: return "input.gate_w";
+    case Role::up_w: return "input.up_w";
+    case Role::down_w: return "input.down_w";
+    default: return "input";
+  }
+}
+
 }  // namespace
 
 Transformer::Transformer(Model& model, int64_t max_tokens) : model_(model), max_tokens_(max_tokens) {
@@ -69,6 +83,7 @@ Var Transformer::project(Context& ctx, int layer, Role role, Var x, Weight& w, W
     if (role != Role::down_w) x = scale(ctx, x, 1.0f);
     x = col_scale(ctx, x, s.begin, s.end, m.ia3);
   }
+  ctx.observe(input_name(role), layer, x.t);
   Var y = linear(ctx, x, &w, present(b));
   for (int64_t i = 0; i < batch.n_segments; ++i) {
     const AdapterSegment& s = batch.segments[i];
@@ -225,11 +240,10 @@ Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
   return out;
 }
 
-Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) {
+const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
   const ModelConfig& c = model_.config;
   THIMBLE_CHECK(!(batch.cache && ctx.tape));
   auto* positions = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "positions"));
-  const int32_t* ids = batch.ids;
   int32_t* copied = nullptr;  // with virtual tokens as token 0, whose embedding is then replaced
   for (int64_t s = 0; s < batch.n_seqs; ++s) {
     Adapter* adapter = adapter_of(batch, s);
@@ -249,7 +263,6 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
         if (!copied) {
           copied = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "token ids"));
           std::memcpy(copied, batch.ids, size_t(batch.n) * sizeof(int32_t));
-          ids = copied;
         }
         copied[first + i] = 0;
         continue;
@@ -279,13 +292,36 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
       throw Error(ErrorCode::unsupported, "an adapter with an output matrix of its own cannot share a batch with others", "run it alone");
     head_ = s.adapter->head();
   }
+  return copied;
+}
 
+Var Transformer::enter(Context& ctx, const Batch& batch) {
+  const ModelConfig& c = model_.config;
+  const int32_t* copied = prepare(ctx, batch);
   ModelWeights& w = model_.weights;
-  Var x = embed(ctx, &w.token_embed, ids, batch.n);
+  Var x = embed(ctx, &w.token_embed, copied ? copied : batch.ids, batch.n);
   if (copied) x = place_prompts(ctx, batch, x);
   if (c.projected()) x = linear(ctx, x, &w.project_in, nullptr);
-  if (c.positions == PositionKind::learned) x = add_positions(ctx, x, &w.pos_embed, positions, c.position_offset);
+  if (c.positions == PositionKind::learned) x = add_positions(ctx, x, &w.pos_embed, positions_, c.position_offset);
   ctx.observe("embedding", -1, x.t);
+  return x;
+}
+
+Var Transformer::embed_batch(Context& ctx, const Batch& batch) {
+  THIMBLE_CHECK(!batch.cache && !ctx.tape);
+  return enter(ctx, batch);
+}
+
+Var Transformer::one_block(Context& ctx, const Batch& batch, int64_t layer, Var x) {
+  THIMBLE_CHECK(!batch.cache && !ctx.tape);
+  prepare(ctx, batch);
+  return run_block(ctx, &calls_[static_cast<size_t>(layer)], x, Recompute::none, false);
+}
+
+Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) {
+  const ModelConfig& c = model_.config;
+  Var x = enter(ctx, batch);
+  ModelWeights& w = model_.weights;
   for (int64_t l = 0; l < c.n_layers; ++l) {
     const bool needs_grad = ctx.tape && (x.id >= 0 || layer_trains(batch, l));
     x = run_block(ctx, &calls_[static_cast<size_t>(l)], x, recompute, needs_grad);

@@ -41,12 +41,21 @@ class Transformer {
   double loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss = nullptr,
               const float* row_weights = nullptr);
 
+  // The same in pieces, for work that goes layer by layer over stored activations (calibration): the values that enter the
+  // first block [n, hidden], and one block alone. No cache, no gradients.
+  Var embed_batch(Context& ctx, const Batch& batch);
+  Var one_block(Context& ctx, const Batch& batch, int64_t layer, Var x);
+
   Model& model() const { return model_; }
   const ModelConfig& config() const { return model_.config; }
   int64_t max_tokens() const { return max_tokens_; }
 
  private:
   static Var run_layer(Context& ctx, void* self, int layer, Var x);
+  // Checks the batch and sets what the blocks read of it. Returns its ids with virtual tokens as token 0 when it has some,
+  // else null.
+  const int32_t* prepare(Context& ctx, const Batch& batch);
+  Var enter(Context& ctx, const Batch& batch);
   Var attention_branch(Context& ctx, int layer, Var x);
   Var mlp_branch(Context& ctx, int layer, Var x);
   Var norm(Context& ctx, Var x, Weight& w, Weight& b);
