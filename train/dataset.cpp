@@ -142,6 +142,25 @@ Dataset Dataset::from_ids(std::vector<std::vector<int32_t>> sequences, std::vect
   return d;
 }
 
+Dataset Dataset::from_weighted(const std::vector<WeightedSequence>& sequences, int64_t ctx) {
+  std::vector<std::vector<int32_t>> ids;
+  for (const WeightedSequence& s : sequences) {
+    THIMBLE_CHECK(s.ids.size() == s.weights.size());
+    ids.push_back(s.ids);
+  }
+  Dataset d = from_ids(std::move(ids), std::vector<int32_t>(sequences.size(), 0), ctx);
+  for (const WeightedSequence& s : sequences) d.weights_.insert(d.weights_.end(), s.weights.begin(), s.weights.end());
+  return d;
+}
+
+Dataset Dataset::from_generator(std::function<void(int64_t, WeightedSequence&)> make, int64_t ctx) {
+  Dataset d;
+  d.make_ = std::move(make);
+  d.ctx_ = ctx;
+  d.stats_.longest = ctx;
+  return d;
+}
+
 Dataset Dataset::from_stream(std::vector<int32_t> ids, int64_t ctx) {
   const auto n = static_cast<int64_t>(ids.size());
   if (n < ctx + 1)
@@ -166,10 +185,16 @@ Dataset::Item Dataset::item(int64_t i) const {
   THIMBLE_CHECK(i >= 0 && i < size());
   if (stream_) return {ids_.data() + i * ctx_, ctx_ + 1, 1};
   const auto at = static_cast<size_t>(i);
-  return {ids_.data() + begins_[at], begins_[at + 1] - begins_[at], label_from_[at]};
+  return {ids_.data() + begins_[at], begins_[at + 1] - begins_[at], label_from_[at], weights_.empty() ? nullptr : weights_.data() + begins_[at]};
 }
 
 Dataset::Item Dataset::draw(uint64_t seed, int64_t k) const {
+  if (make_) {
+    make_(k, made_);
+    const auto n = static_cast<int64_t>(made_.ids.size());
+    THIMBLE_CHECK(n > 0 && n <= ctx_ && made_.weights.size() == made_.ids.size());
+    return {made_.ids.data(), n, 0, made_.weights.data()};
+  }
   if (stream_) {
     Philox rng(seed, kOffsetStream + static_cast<uint64_t>(k));
     const auto offset =
@@ -192,7 +217,9 @@ void MicroBatch::clear() {
   ids.clear();
   labels.clear();
   cu_seqlens.clear();
+  weights.clear();
   learned = 0;
+  weight = 0;
 }
 
 void MicroBatch::append(const Dataset::Item& item, int64_t virtuals) {
@@ -200,10 +227,16 @@ void MicroBatch::append(const Dataset::Item& item, int64_t virtuals) {
   for (int64_t i = 0; i < virtuals; ++i) {
     ids.push_back(kVirtualToken);
     labels.push_back(-1);
+    if (item.weights && i + 1 < virtuals) weights.push_back(0);  // the last row's follows from what it predicts
   }
+  // Items with and without weights do not mix in one batch.
+  THIMBLE_CHECK(cu_seqlens.size() == 1 || weights.empty() == (item.weights == nullptr));
   const auto learn = [&](int64_t token) {
-    const bool wanted = token >= item.label_from;
+    const bool wanted = token >= item.label_from && (!item.weights || item.weights[token] > 0);
     learned += wanted ? 1 : 0;
+    const float w = item.weights ? item.weights[token] : 1.0f;
+    weight += wanted ? double(w) : 0.0;
+    if (item.weights) weights.push_back(wanted ? w : 0.0f);
     return wanted ? item.ids[token] : -1;
   };
   if (virtuals > 0) labels.back() = learn(0);

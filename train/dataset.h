@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -21,6 +22,12 @@ struct DatasetStats {
   int64_t rows = 0, tokens = 0, learned_tokens = 0, skipped = 0, truncated = 0, longest = 0;
 };
 
+// A token sequence whose losses count differently: weights[t] is that of predicting ids[t] (weights[0] is unused).
+struct WeightedSequence {
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+};
+
 class Dataset {
  public:
   // Rows {"prompt", "completion"} (loss on the completion and the end-of-text token) or {"text"} (loss on everything).
@@ -33,7 +40,14 @@ class Dataset {
   static Dataset from_ids(std::vector<std::vector<int32_t>> sequences, std::vector<int32_t> label_from, int64_t ctx);
   static Dataset from_stream(std::vector<int32_t> ids, int64_t ctx);
 
+  // Sequences with weights.
+  static Dataset from_weighted(const std::vector<WeightedSequence>& sequences, int64_t ctx);
+  // Sequences without end, made when they are drawn: number k of any seed is make(k), at most ctx tokens with a positive
+  // weight. Has no items, so it can be trained on but not walked over. A drawn item lives until the next draw.
+  static Dataset from_generator(std::function<void(int64_t k, WeightedSequence& out)> make, int64_t ctx);
+
   bool is_stream() const { return stream_; }
+  bool is_generated() const { return static_cast<bool>(make_); }
   // Examples; of a stream the number of disjoint windows (what evaluation walks over).
   int64_t size() const;
   int64_t ctx() const { return ctx_; }
@@ -44,6 +58,7 @@ class Dataset {
     const int32_t* ids;
     int64_t n;
     int64_t label_from;  // row t is learned when t + 1 >= label_from
+    const float* weights = nullptr;  // [n]; null: every learned token counts 1
   };
   // Examples: the example. Streams: window i of the disjoint ones (n = ctx + 1; the last id is only a label).
   Item item(int64_t i) const;
@@ -54,6 +69,9 @@ class Dataset {
   std::vector<int32_t> ids_;
   std::vector<int64_t> begins_;     // [size + 1] into ids_
   std::vector<int32_t> label_from_;
+  std::vector<float> weights_;      // as ids_; empty: none
+  std::function<void(int64_t, WeightedSequence&)> make_;
+  mutable WeightedSequence made_;
   bool stream_ = false;
   int64_t ctx_ = 0;
   DatasetStats stats_;
@@ -65,7 +83,9 @@ class Dataset {
 // Rows of one forward pass. Buffers are reused: no allocation once they have grown.
 struct MicroBatch {
   std::vector<int32_t> ids, labels, cu_seqlens;
-  int64_t learned = 0;  // labels that are not -1
+  std::vector<float> weights;  // of the rows' losses; empty: every learned row counts 1
+  int64_t learned = 0;         // labels that are not -1
+  double weight = 0;           // sum over them: `learned` without weights
   AdapterSegment segment;
 
   void clear();

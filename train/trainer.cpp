@@ -60,6 +60,9 @@ Trainer::Trainer(Context& ctx, Transformer& transformer, Adapter* adapter, const
   else
     throw Error(ErrorCode::usage, "no budget is given", "give --steps, --epochs or --seconds");
   options_.schedule.total = total_;
+  if (options_.schedule.kind == ScheduleKind::wsd && options_.seconds == 0 && options_.schedule.decay_from < 0)
+    options_.schedule.decay_from = total_ - total_ * 2 / 5;
+  THIMBLE_CHECK(!options_.gate || (options_.schedule.kind == ScheduleKind::wsd && options_.gate_every > 0));
   group_.resize(static_cast<size_t>(options_.accum));
   if (options_.patience > 0) best_ = Buffer(size_t(optimizer_.count()) * sizeof(float), ctx.budget, "best parameters");
   started_ = now();
@@ -70,12 +73,14 @@ StepReport Trainer::step() {
   const int64_t step = optimizer_.steps();
   const int64_t virtuals = adapter_ && adapter_->kind() == AdapterKind::prompt ? adapter_->n_virtual() : 0;
   int64_t learned = 0, rows = 0;
+  double weight = 0;
   for (int64_t m = 0; m < options_.accum; ++m) {
     MicroBatch& batch = group_[size_t(m)];
     batch.clear();
     for (int64_t b = 0; b < options_.batch; ++b)
       batch.append(data_.draw(options_.seed, (step * options_.accum + m) * options_.batch + b), virtuals);
     learned += batch.learned;
+    weight += batch.weight;
     rows += static_cast<int64_t>(batch.ids.size());
   }
   if (learned == 0) throw Error(ErrorCode::input, fmt::format("step {}: none of its rows has anything to learn", step + 1), "check the completions of the data");
@@ -93,7 +98,9 @@ StepReport Trainer::step() {
     ctx_.tape = &tape_;
     const Batch batch = rows_of.batch(adapter_);
     const Var hidden = transformer_.forward(ctx_, batch, options_.recompute);
-    report.loss += transformer_.loss(ctx_, hidden, rows_of.labels.data(), double(learned));
+    for (float& w : rows_of.weights) w = static_cast<float>(double(w) / weight);
+    report.loss += transformer_.loss(ctx_, hidden, rows_of.labels.data(), weight, nullptr,
+                                     rows_of.weights.empty() ? nullptr : rows_of.weights.data());
     backward(ctx_);
     ctx_.tape = nullptr;
   }
@@ -122,8 +129,7 @@ StepReport Trainer::step() {
 double Trainer::evaluate(const Dataset& data) {
   const int64_t virtuals = adapter_ && adapter_->kind() == AdapterKind::prompt ? adapter_->n_virtual() : 0;
   const int64_t items = options_.eval_limit > 0 ? std::min(options_.eval_limit, data.size()) : data.size();
-  double sum = 0;
-  int64_t learned = 0;
+  double sum = 0, weight = 0;
   for (int64_t i = 0; i < items; i += options_.batch) {
     eval_batch_.clear();
     for (int64_t j = i; j < std::min(i + options_.batch, items); ++j) eval_batch_.append(data.item(j), virtuals);
@@ -131,10 +137,11 @@ double Trainer::evaluate(const Dataset& data) {
     const ArenaScope scope(ctx_.saved);
     const Batch batch = eval_batch_.batch(adapter_);
     const Var hidden = transformer_.forward(ctx_, batch);
-    sum += transformer_.loss(ctx_, hidden, eval_batch_.labels.data(), 1.0);
-    learned += eval_batch_.learned;
+    sum += transformer_.loss(ctx_, hidden, eval_batch_.labels.data(), 1.0, nullptr,
+                             eval_batch_.weights.empty() ? nullptr : eval_batch_.weights.data());
+    weight += eval_batch_.weight;
   }
-  return learned > 0 ? sum / double(learned) : 0;
+  return weight > 0 ? sum / weight : 0;
 }
 
 void Trainer::snapshot_best() {
@@ -161,6 +168,12 @@ TrainResult Trainer::run(const std::function<void(const StepReport&)>& on_step) 
   bool saved = false;
   while (optimizer_.steps() < total_) {
     if (options_.seconds > 0 && elapsed_before_ + now() - started_ >= options_.seconds) break;
+    Schedule& schedule = options_.schedule;
+    if (options_.gate && optimizer_.steps() == schedule.decay_from && total_ + options_.gate_every <= options_.max_steps &&
+        !options_.gate(optimizer_.steps())) {
+      schedule.decay_from += options_.gate_every;
+      schedule.total = total_ += options_.gate_every;
+    }
     StepReport report;
     try {
       report = step();
@@ -257,6 +270,8 @@ void Trainer::save_checkpoint() {
   writer.set_metadata("sha256", sum.hex());
   writer.set_metadata("step", std::to_string(optimizer_.steps()));
   writer.set_metadata("tokens", std::to_string(tokens_));
+  writer.set_metadata("total", std::to_string(total_));
+  writer.set_metadata("decay_from", std::to_string(options_.schedule.decay_from));
   writer.set_metadata("stale", std::to_string(stale_));
   writer.set_metadata("best_eval", exact(best_eval_));
   writer.set_metadata("first_loss", exact(first_loss_));
@@ -301,6 +316,10 @@ bool Trainer::resume() {
     optimizer_.set_steps(std::stoll(field("step")));
     tokens_ = std::stoll(field("tokens"));
     stale_ = std::stoll(field("stale"));
+    if (options_.gate) {
+      options_.schedule.total = total_ = std::stoll(field("total"));
+      options_.schedule.decay_from = std::stoll(field("decay_from"));
+    }
     best_eval_ = std::stod(field("best_eval"));
     first_loss_ = std::stod(field("first_loss"));
     eval_before_ = std::stod(field("eval_before"));

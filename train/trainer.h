@@ -28,6 +28,10 @@ struct TrainOptions {
   int64_t eval_every = 0, save_every = 0, log_every = 1;
   int64_t patience = 0;    // stop after this many evaluations without improvement, keep the best; 0: never
   int64_t eval_limit = 0;  // evaluate at most this many items; 0: all
+  // Schedule wsd: asked before the decay begins; while it says no, the decay and the end of the run move gate_every steps
+  // away, to max_steps at most. A function of the weights only, so a resumed run asks and hears the same.
+  std::function<bool(int64_t step)> gate;
+  int64_t gate_every = 0, max_steps = 0;
   Recompute recompute = Recompute::none;
   std::string out;         // log.jsonl and state/; empty: neither
   std::string fingerprint; // of model, data and options: a checkpoint of another run is refused
@@ -88,7 +92,7 @@ class Trainer {
   std::vector<double> row_loss_;
   MicroBatch eval_batch_;
   Buffer best_;
-  int64_t total_ = 0, tokens_ = 0, stale_ = 0;
+  int64_t total_ = 0, tokens_ = 0, stale_ = 0;  // total_ moves with options_.schedule while a gate says no
   double best_eval_ = -1, elapsed_before_ = 0, started_ = 0, first_loss_ = -1, eval_before_ = -1;
 };
 

@@ -14,6 +14,7 @@
 #include "tensor/sha256.h"
 #include "tools/cli/cli.h"
 #include "tools/cli/model_output.h"
+#include "tools/cli/pretrain_recipe.h"
 #include "tools/cli/train_options.h"
 
 namespace thimble::cli {
@@ -26,6 +27,7 @@ struct PretrainOptions {
   double eval_fraction = 0;
   int64_t vocab_size = 0;
   bool char_level = false;
+  RecipeOptions recipe;
 };
 
 // One token per character of the text: all of the vocabulary goes to characters, none to merges.
@@ -86,6 +88,16 @@ nlohmann::ordered_json finished_config(const Model& model, const Tokenizer& toke
 }
 
 int run_pretrain(PretrainOptions& o) {
+  if (!o.recipe.recipe.empty()) {
+    if (!o.config.empty() || !o.text.empty())
+      throw Error(ErrorCode::usage, fmt::format("--recipe: excludes {}", o.config.empty() ? "--text" : "--config"), "the recipe says what to train on what");
+    o.recipe.out = o.train.out;
+    o.recipe.resume = o.train.resume;
+    o.recipe.steps = o.train.loop.steps;
+    return run_recipe(o.common, o.recipe);
+  }
+  for (const auto& [option, value] : {std::pair<const char*, const std::string*>{"--config", &o.config}, {"--text", &o.text}})
+    if (value->empty()) throw Error(ErrorCode::usage, fmt::format("{} is required", option), "run with --help for more information");
   install_stop_handlers();
   prepare_train_flags(o.train, o.common, 1e-3);
   if (!o.tokenizer.empty() && (o.vocab_size > 0 || o.char_level))
@@ -166,10 +178,13 @@ void add_pretrain(CLI::App& app, Run* run) {
       "--lr 3e-3 --warmup 100 --out model\n"
       "  thimble pretrain --config config.json --text stories.txt --eval-fraction 0.1 --steps 500 --out model    (one "
       "token per character)\n"
+      "  thimble pretrain --recipe models/zoo/llama-0.4m/recipe.json --out model\n"
       "The config's vocab_size is replaced by the tokenizer's. OUT becomes a complete model directory.");
   auto o = std::make_shared<PretrainOptions>();
-  command->add_option("--config", o->config, "config.json of any supported family")->required();
-  command->add_option("--text", o->text, "text to learn from")->required();
+  command->add_option("--config", o->config, "config.json of any supported family");
+  command->add_option("--text", o->text, "text to learn from");
+  command->add_option("--recipe", o->recipe.recipe, "make a base model of the zoo: models/zoo/NAME/recipe.json");
+  command->add_option("--show", o->recipe.show, "with --recipe: print so many training sequences instead, answers in braces");
   command->add_option("--eval-text", o->eval_text, "text to evaluate on");
   command->add_option("--eval-fraction", o->eval_fraction, "evaluate on this share of the end of --text instead")
       ->check(CLI::Range(0.0, 0.9));

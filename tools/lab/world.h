@@ -39,5 +39,7 @@ struct WorldTask {
 
 // Deterministic. Throws usage for dials out of range.
 WorldTask make_world(const WorldDials& dials);
+// What TaskData::sha256 of that world is, without making it.
+std::string world_sha256(const WorldDials& dials);
 
 }  // namespace thimble::lab
