@@ -82,7 +82,7 @@ struct CompressReport {
 };
 
 // calibration: token sequences, at least one token each and at most max_tokens of the model; ignored by methods that need
-// none. ctx.precision is f32 meanwhile. The bits of the result depend on neither threads nor batch_rows.
+// none. ctx.precision is f32 meanwhile. The bits of the result do not depend on threads.
 // Errors: unsupported for a model that is quantized already, or has gradients; input for missing calibration, ids out of
 // range, weights that are not finite; usage for a rule that matches nothing.
 CompressReport compress_model(Model& model, Context& ctx, const CompressOptions& options,

@@ -12,17 +12,14 @@
 
 namespace thimble {
 
-namespace {
-
-// The mapped pages of a weight that is not needed any more would count as resident until memory runs short.
-void release_pages(const void* data, size_t bytes) {
+void release_weight_pages(const Weight& weight) {
+  const void* data = weight.data;
+  const size_t bytes = weight.stored_bytes();
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
   if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
-
-}  // namespace
 
 LoadFormat parse_load_format(const std::string& text) {
   if (text.empty() || text == "stored") return {};
@@ -52,7 +49,7 @@ void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& 
     const QuantizedMatrix q = quantize_rtn(values.data(), w.rows, w.cols, format.bits, format.group, false);
     TileStorage tiles = pack_tiles(kernels, format.bits == 8 ? WeightFormat::q8 : WeightFormat::q4, w.rows, w.cols,
                                    q.groups == 1 ? 0 : format.group, q.codes.data(), q.zeros.data(), q.scales_f16.data(), nullptr, budget);
-    release_pages(w.data, w.stored_bytes());
+    release_weight_pages(w);
     w = tiles.weight;
     model.store.adopt(std::move(tiles.buffer));
   });

@@ -20,4 +20,8 @@ LoadFormat parse_load_format(const std::string& text);
 // Weights that are packed already, and trainable models, are left alone. One matrix at a time is unpacked in f32.
 void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget = nullptr);
 
+// Tells the system that the memory behind a weight is not needed any more: mapped pages would count as resident until
+// memory runs short, and what the model allocated is freed with it only. The contents are lost.
+void release_weight_pages(const Weight& weight);
+
 }  // namespace thimble
