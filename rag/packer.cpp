@@ -1,7 +1,6 @@
 #include "rag/packer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 
 #include "tensor/error.h"
@@ -54,34 +53,40 @@ std::string cut_at_word(const std::string& text, int64_t tokens, const std::func
   return low == 0 ? std::string() : text.substr(0, ends[low - 1]);
 }
 
-Packed pack_prompt(const std::vector<std::string>& texts, int64_t max_tokens, const Packing& packing, double reserve) {
+Packed pack_prompt(const std::vector<std::string>& texts, int64_t max_tokens, const Packing& packing, PackRule rule) {
   THIMBLE_CHECK(packing.count && packing.example && packing.compose);
-  Packed packed;
   const std::string plain = packing.compose({});
   const int64_t question = packing.count(plain);
-  for (size_t k = texts.size(); k > 0; --k) {
+  // The prompt with the best k examples, beside a question that keeps this many tokens; nothing where they do not fit.
+  const auto pack = [&](size_t k, int64_t kept) -> std::optional<Packed> {
     // What joins k examples and the question, measured on examples without any text.
     const int64_t joints = packing.count(packing.compose(std::vector<std::string>(k))) - question;
-    for (int step = 0;; ++step) {
-      const double factor = reserve - 0.1 * step;
-      if (factor < -1e-9) break;
-      const int64_t kept = std::min(question, static_cast<int64_t>(std::max(0.0, factor) * static_cast<double>(max_tokens)));
-      int64_t cut = 0;
-      const auto examples = fill(texts, k, max_tokens - kept - joints, packing, &cut);
-      if (!examples) continue;
-      packed.prompt = packing.compose(*examples);
-      packed.tokens = packing.count(packed.prompt);
-      if (packed.tokens <= max_tokens) {
-        packed.examples = static_cast<int64_t>(k);
-        packed.cut = cut;
-        packed.reserve = std::max(0.0, factor);
-        return packed;
-      }
-      break;  // a smaller reserve only makes it longer
-    }
-  }
+    Packed packed;
+    const auto examples = fill(texts, k, max_tokens - kept - joints, packing, &packed.cut);
+    if (!examples) return std::nullopt;
+    packed.examples = static_cast<int64_t>(k);
+    packed.prompt = packing.compose(*examples);
+    packed.tokens = packing.count(packed.prompt);
+    return packed;
+  };
+  Packed packed;
   packed.prompt = plain;
   packed.tokens = question;
+  if (rule == PackRule::whole_question) {
+    for (size_t k = texts.size(); k > 0; --k)
+      if (const auto fitting = pack(k, question); fitting && fitting->tokens <= max_tokens) return *fitting;
+    return packed;
+  }
+  for (int tenths = 6; tenths >= 0 && !texts.empty(); --tenths)
+    if (const auto fitting = pack(texts.size(), std::min(question, max_tokens * tenths / 10))) {
+      packed = *fitting;
+      break;
+    }
+  if (packed.tokens > max_tokens) {
+    packed.prompt = cut_at_word(packed.prompt, max_tokens, packing.count);
+    packed.tokens = packing.count(packed.prompt);
+    packed.question_cut = true;
+  }
   return packed;
 }
 

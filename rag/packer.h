@@ -1,10 +1,12 @@
-// Examples and a question in one prompt of limited length, as LaMP packs them (arXiv 2304.11406): the question keeps its
-// tokens, at most `reserve` of the budget; the rest is shared equally over the examples, and what one leaves unused rolls
-// over to the next. Each example's long text is cut to its share. Where no share is left for some text, the question's
-// reserve drops in steps of 0.1 down to 0.
+// Examples and a question in one prompt of limited length, as LaMP packs them (arXiv 2304.11406): what the question
+// leaves of the budget is shared equally over the examples, each example's long text is cut to its share, and what one
+// leaves unused rolls over to the next ones.
 //
-// LaMP then cuts the end of what is still too long, which is the question. Here examples are dropped instead, the
-// least similar first; a prompt with examples never exceeds the budget, and the plain question is returned as it is.
+// LaMP (PackRule::lamp) reserves at most 0.6 of the budget for the question; where some example then has no room for any
+// of its text, the share drops in steps of 0.1 down to 0, and the end of what is too long, the question, is cut off.
+// A cut question is a bad question, so the default (PackRule::whole_question) keeps it whole and leaves out the least
+// similar examples until the rest fit. For questions of at most 0.6 of the budget the two differ only where LaMP would cut
+// the question.
 #pragma once
 
 #include <cstdint>
@@ -24,16 +26,20 @@ struct Packing {
   std::function<std::string(const std::vector<std::string>& examples)> compose;
 };
 
+enum class PackRule { whole_question, lamp };
+
 struct Packed {
   std::string prompt;
   int64_t tokens = 0;      // of the prompt
   int64_t examples = 0;    // in it; the best so many of those offered
   int64_t cut = 0;         // of these, with a cut text
-  double reserve = 0;      // the share of the budget that was reserved for the question at most
+  bool question_cut = false;  // PackRule::lamp only
 };
 
-// texts: the long text of each example, best first. max_tokens: of the whole prompt.
-Packed pack_prompt(const std::vector<std::string>& texts, int64_t max_tokens, const Packing& packing, double reserve = 0.6);
+// texts: the long text of each example, best first. max_tokens: of the whole prompt. Where no example fits: the plain
+// question, whole even when it alone exceeds the budget (lamp: cut).
+Packed pack_prompt(const std::vector<std::string>& texts, int64_t max_tokens, const Packing& packing,
+                   PackRule rule = PackRule::whole_question);
 
 // The longest beginning of `text` that ends at a word and has at most `tokens` tokens; empty where not even one word has.
 std::string cut_at_word(const std::string& text, int64_t tokens, const std::function<int64_t(std::string_view)>& count);
