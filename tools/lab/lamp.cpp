@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -89,18 +88,19 @@ const Task& recognise(const Json& questions, const std::string& file) {
   for (const Json& sample : questions) {
     const auto profile = sample.is_object() ? sample.find("profile") : sample.end();
     if (!sample.is_object() || profile == sample.end() || !profile->is_array() || profile->empty() || !(*profile)[0].is_object()) continue;
-    std::set<std::string> fields;
-    for (const auto& [key, value] : (*profile)[0].items())
-      if (key != "id" && key != "date") fields.insert(key);
+    const Json& item = (*profile)[0];
+    const auto fields = [&](const std::vector<const char*>& names) {
+      return std::all_of(names.begin(), names.end(), [&](const char* name) { return item.contains(name); });
+    };
     const auto input = sample.find("input");
     const std::string prompt = input != sample.end() && input->is_string() ? input->get<std::string>() : "";
     const auto has = [&](const char* marker) { return prompt.find(marker) != std::string::npos; };
-    if (fields == std::set<std::string>{"title", "abstract"}) return find_task(has("[1]:") && has("[2]:") ? "LaMP_1" : "LaMP_5");
-    if (fields == std::set<std::string>{"description", "tag"}) return find_task("LaMP_2");
-    if (fields == std::set<std::string>{"title", "text", "category"}) return find_task("LaMP_2N");
-    if (fields == std::set<std::string>{"text", "score"}) return find_task("LaMP_3");
-    if (fields == std::set<std::string>{"title", "text"}) return find_task(has("article:") ? "LaMP_4" : "LaMP_6");
-    if (fields == std::set<std::string>{"text"}) return find_task("LaMP_7");
+    if (fields({"title", "abstract"})) return has("[1]:") && has("[2]:") ? kLamp1 : kLamp5;
+    if (fields({"description", "tag"})) return kLamp2;
+    if (fields({"title", "text", "category"})) return kLamp2News;
+    if (fields({"text", "score"})) return kLamp3;
+    if (fields({"title", "text"})) return has("article:") ? kLamp4 : kLamp6;
+    if (fields({"text"})) return kLamp7;
     break;
   }
   throw Error(ErrorCode::input, file + ": the profile's fields belong to no task", known_fields());
