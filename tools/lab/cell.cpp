@@ -790,6 +790,7 @@ CellEstimate CellRun::estimate() {
   const int64_t bytes = parameters * int64_t{sizeof(float)} * per_group;
   e.peak_bytes = kProgram + model_->stored_bytes() + (compression_.method == CompressMethod::none ? 0 : model_->file_bytes) +
                  workers.size() * (workers.activation_bytes() + workers.kv_bytes() + (method_.full() ? 5 : 4) * bytes);
+  e.budget_bytes = e.peak_bytes - kProgram;
   return e;
 }
 

@@ -81,7 +81,8 @@ CellResult run_cell(const CellConfig& config, const CellEnvironment& environment
 
 // Seconds of one optimizer step of this cell (all people), and predicted peak bytes, without running it to the end.
 struct CellEstimate {
-  int64_t peak_bytes = 0;
+  int64_t peak_bytes = 0;    // of the process
+  int64_t budget_bytes = 0;  // of these what a MemoryBudget counts, and what RAM limits: not the program itself
   double load_s = 0, step_s = 0, answer_s = 0;  // measured on a few steps and queries
   double total_s() const;
   int64_t steps = 0, queries = 0;
