@@ -1,6 +1,6 @@
 // Writing a compressed model so that it loads again, with the same bits: config.json and model.safetensors. Quantized
 // linears are stored as GPTQ packs them (io/gptq.h), whichever method chose their codes, so that other programs can read
-// them; the others as they are stored. See models/README.md for what is ours in quantization_config.
+// them; the others in the dtype that the model holds them in. See models/README.md for what is ours in quantization_config.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -18,5 +18,9 @@ namespace thimble {
 int64_t write_compressed(const std::string& dir, const Model& model, const KernelTable& kernels,
                          nlohmann::ordered_json config, const CompressReport& report,
                          const nlohmann::ordered_json& provenance);
+
+// Where row `row` of a query or key matrix of a model with neighbouring rotary pairs (2j, 2j + 1) stands in the order with
+// halves (j, j + head_dim / 2); the row itself for other models.
+int64_t rotary_file_row(const ModelConfig& config, int64_t row);
 
 }  // namespace thimble

@@ -61,6 +61,25 @@ void with_quantization_config(const std::string& dir, const Fn& fn) {
   if (const std::optional<JsonObject> o = JsonObject(json, path).object("quantization_config")) fn(*o);
 }
 
+// The text that a regular expression matches when it is ^, a text with \\. for dots, and $; "" for any other one.
+std::string literal_pattern(const std::string& pattern) {
+  if (pattern.size() < 3 || pattern.front() != '^' || pattern.back() != '$') return {};
+  std::string text;
+  for (size_t i = 1; i + 1 < pattern.size(); ++i) {
+    const char c = pattern[i];
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+    if (c == '\\' && pattern[i + 1] == '.') {
+      text += '.';
+      ++i;
+    } else if (plain) {
+      text += c;
+    } else {
+      return {};
+    }
+  }
+  return text;
+}
+
 std::optional<GptqConfig> parse_config(const JsonObject& o) {
   const char* format_key = spelling(o, {"format", "checkpoint_format"});
   const std::string method = stated_method(o);
@@ -90,10 +109,32 @@ std::optional<GptqConfig> parse_config(const JsonObject& o) {
   c.sym = o.get_bool("sym", true);
   if (const std::optional<JsonObject> dynamic = o.object("dynamic"))
     for (const auto& [key, value] : dynamic->json().items()) {
-      if (key.rfind("-:", 0) != 0)
+      if (key.rfind("-:", 0) == 0) {
+        c.skipped.push_back(key.substr(2));
+        continue;
+      }
+      const std::string module = key.rfind("+:", 0) == 0 ? literal_pattern(key.substr(2)) : "";
+      if (module.empty() || !value.is_object())
         unsupported(o.file(), "field \"dynamic\": settings of its own for " + quote_for_message(key));
-      c.skipped.push_back(key.substr(2));
+      const JsonObject own(value, o.file());
+      for (const auto& item : value.items())
+        if (item.key() != "bits" && item.key() != "group_size" && item.key() != "sym" && item.key() != "desc_act")
+          unsupported(o.file(), fmt::format("field \"dynamic\": {} sets {}", quote_for_message(key), quote_for_message(item.key())));
+      GptqConfig::Override over;
+      over.bits = static_cast<int>(own.get_int("bits", c.bits, 1, 32));
+      over.group_size = own.get_int("group_size", c.group_size, -1, int64_t{1} << 31);
+      if ((over.bits != 2 && over.bits != 3 && over.bits != 4 && over.bits != 8) || over.group_size == 0)
+        own.fail("bits", "2, 3, 4 or 8, and a group_size of -1 or above 0");
+      c.overrides[module] = over;
     }
+  if (const std::optional<JsonObject> ours = o.object("thimble"))
+    if (const std::optional<JsonObject> shapes = ours->object("shapes"))
+      for (const auto& [module, shape] : shapes->json().items()) {
+        const auto size = [](const nlohmann::json& n) { return n.is_number_integer() && n > 0 && n < (int64_t{1} << 31); };
+        if (!shape.is_array() || shape.size() != 2 || !size(shape[0]) || !size(shape[1]))
+          shapes->fail(module.c_str(), "the two sizes [outputs, inputs]");
+        c.shapes[module] = {shape[0].get<int64_t>(), shape[1].get<int64_t>()};
+      }
   return c;
 }
 
@@ -162,6 +203,21 @@ void refuse_other_quantization(const std::string& dir) {
                   fmt::format("{}: the quantization method {} is not supported", o.file(), quote_for_message(method)),
                   "supported: gptq, or the model without quantization");
   });
+}
+
+GptqConfig GptqConfig::of(const std::string& module) const {
+  GptqConfig c = *this;
+  const auto own = overrides.find(module);
+  if (own == overrides.end()) return c;
+  c.bits = own->second.bits;
+  c.group_size = own->second.group_size;
+  return c;
+}
+
+std::string gptq_dynamic_key(const std::string& module, bool quantized) {
+  std::string key = quantized ? "+:^" : "-:^";
+  for (char c : module) key += c == '.' ? std::string("\\.") : std::string(1, c);
+  return key + "$";
 }
 
 bool gptq_has(const SafetensorsSet& set, const std::string& module) { return set.has(module + ".qweight"); }
@@ -269,6 +325,68 @@ GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
     source.bias.read_f32(l.bias.data());
   }
   return l;
+}
+
+void crop_gptq(GptqLinear& l, const std::string& module, int64_t out, int64_t in) {
+  const auto refuse_crop = [&](const char* what) {
+    throw Error(ErrorCode::input,
+                fmt::format("quantized module {} is [{}, {}], its real shape is said to be [{}, {}]: {}",
+                            quote_for_message(module), l.out, l.in, out, in, what), kHint);
+  };
+  if (out > l.out || in > l.in || l.out - out >= 32 || l.in - in >= 32) refuse_crop("padding is less than 32");
+  if ((l.group_size < l.in ? (in + l.group_size - 1) / l.group_size : 1) != l.groups) refuse_crop("a whole group is padding");
+  for (size_t c = 0; c < l.perm.size(); ++c)
+    if ((l.perm[c] >= in) != (static_cast<int64_t>(c) >= in)) refuse_crop("the padded inputs are not the last ones");
+  const auto index = [](int64_t i) { return static_cast<size_t>(i); };
+  for (int64_t o = 1; o < out; ++o) std::copy_n(&l.codes[index(o * l.in)], in, &l.codes[index(o * in)]);
+  l.codes.resize(index(out * in));
+  l.zeros.resize(index(out * l.groups));
+  if (!l.scales_f16.empty()) l.scales_f16.resize(l.zeros.size());
+  if (!l.scales_f32.empty()) l.scales_f32.resize(l.zeros.size());
+  if (!l.perm.empty()) l.perm.resize(index(in));
+  if (!l.bias.empty()) l.bias.resize(index(out));
+  if (l.group_size == l.in) l.group_size = in;
+  l.out = out;
+  l.in = in;
+}
+
+GptqPacked pack_gptq(int64_t out, int64_t in, int bits, int64_t group, const uint8_t* codes, const uint8_t* zeros,
+                     const uint16_t* scales_f16, const int32_t* perm, bool v2) {
+  THIMBLE_CHECK(bits == 2 || bits == 3 || bits == 4 || bits == 8);
+  const int64_t whole = bits == 3 ? 32 : 32 / bits;  // codes that fill whole words
+  const auto round_up = [&](int64_t n) { return (n + whole - 1) / whole * whole; };
+  const auto index = [](int64_t i) { return static_cast<size_t>(i); };
+  GptqPacked p;
+  p.out_padded = round_up(out);
+  p.in_padded = round_up(in);
+  p.groups = (in + group - 1) / group;
+  p.qweight.resize(index(p.in_padded * bits / 32 * p.out_padded));
+  p.qzeros.resize(index(p.groups * (p.out_padded * bits / 32)));
+  p.scales.resize(index(p.groups * p.out_padded));
+  p.g_idx.resize(index(p.in_padded));
+  const auto put = [&](uint32_t* words, int64_t stride, int64_t i, uint32_t value) {
+    const int64_t bit = i * bits;
+    const uint64_t field = uint64_t{value} << (bit % 32);
+    words[bit / 32 * stride] |= static_cast<uint32_t>(field);
+    if (bit % 32 + bits > 32) words[(bit / 32 + 1) * stride] |= static_cast<uint32_t>(field >> 32);
+  };
+  const uint32_t mask = (1u << bits) - 1;
+  const auto middle = static_cast<uint8_t>(1 << (bits - 1));  // the zero point of padded rows
+  for (int64_t c = 0; c < p.in_padded; ++c) {
+    const int64_t g = std::min(c / group, p.groups - 1), input = c < in && perm ? perm[c] : c;
+    p.g_idx[index(input)] = static_cast<int32_t>(g);
+    for (int64_t o = 0; o < p.out_padded; ++o) {
+      const uint32_t zero = o < out ? zeros[o * p.groups + g] : middle;
+      put(&p.qweight[index(o)], p.out_padded, input, c < in && o < out ? codes[o * in + c] : zero);
+    }
+  }
+  for (int64_t g = 0; g < p.groups; ++g)
+    for (int64_t o = 0; o < p.out_padded; ++o) {
+      const uint32_t zero = o < out ? zeros[o * p.groups + g] : middle;
+      put(&p.qzeros[index(g * (p.out_padded * bits / 32))], 1, o, v2 ? zero : (zero - 1) & mask);
+      if (o < out) p.scales[index(g * p.out_padded + o)] = scales_f16[o * p.groups + g];
+    }
+  return p;
 }
 
 float GptqLinear::scale(int64_t o, int64_t g) const {

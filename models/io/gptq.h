@@ -3,7 +3,9 @@
 // 32-bit words; version 1 stores zero - 1. Errors: input with file, tensor and field; unsupported names the layout.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,11 +23,25 @@ struct GptqConfig {
   std::string file;                   // where it was read
   std::vector<std::string> skipped;   // regexes of modules that stay unquantized ("dynamic" keys behind "-:")
   std::vector<std::string> warnings;  // assumptions made, one line each
+  // Modules with settings of their own: "dynamic" keys behind "+:" that name one module, ^model\.layers\.0\.x$.
+  struct Override {
+    int bits = 4;
+    int64_t group_size = -1;
+  };
+  std::map<std::string, Override> overrides;
+  // Shapes [out, in] of modules that were padded to whole words ("thimble": {"shapes"}, see models/README.md).
+  std::map<std::string, std::array<int64_t, 2>> shapes;
+
+  // With the settings of this module.
+  GptqConfig of(const std::string& module) const;
 };
+
+// The "dynamic" key that gives one module settings of its own ("+:") or leaves it alone ("-:").
+std::string gptq_dynamic_key(const std::string& module, bool quantized);
 
 // Reads quantize_config.json, else quant_config.json, else quantization_config of config.json. Empty when the model
 // is not quantized or uses another method (awq, compressed-tensors, bitsandbytes: their own readers decide). Throws
-// unsupported for marlin, bitblas, exl3, gptq_p and per-module overrides.
+// unsupported for marlin, bitblas, exl3, gptq_p and overrides whose pattern does not name one module.
 std::optional<GptqConfig> read_gptq_config(const std::string& dir);
 
 // Throws unsupported, naming method and file, when the model says that it is quantized by another method than gptq.
@@ -58,5 +74,23 @@ struct GptqLinear {
 };
 
 GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config);
+
+// Takes away the rows and inputs behind [out, in], which padding added. Throws input, naming the module, when they are
+// not there, or are not padding.
+void crop_gptq(GptqLinear& linear, const std::string& module, int64_t out, int64_t in);
+
+// The packed tensors of one linear, as unpack_gptq reads them. Outputs and inputs are padded with zero points to whole
+// words: *_padded are their numbers then.
+struct GptqPacked {
+  int64_t out_padded = 0, in_padded = 0, groups = 0;
+  std::vector<uint32_t> qweight;  // [in_padded * bits / 32, out_padded]
+  std::vector<uint32_t> qzeros;   // [groups, out_padded * bits / 32]
+  std::vector<uint16_t> scales;   // [groups, out_padded], f16
+  std::vector<int32_t> g_idx;     // [in_padded]
+};
+// codes [out, in] with columns in the order of perm (empty: identity); zeros and scales [out, groups]; group: columns per
+// group. v2: zero points as they are.
+GptqPacked pack_gptq(int64_t out, int64_t in, int bits, int64_t group, const uint8_t* codes, const uint8_t* zeros,
+                     const uint16_t* scales_f16, const int32_t* perm, bool v2);
 
 }  // namespace thimble

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "models/io/json.h"
+#include "models/packed.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
@@ -17,13 +18,10 @@ void order_rotary_rows(const ModelConfig& config, ExportedTensor* t) {
   const bool rotary =
       t->name.find(".q_proj.weight") != std::string::npos || t->name.find(".k_proj.weight") != std::string::npos;
   if (!config.rope.interleaved || !rotary) return;
-  const int64_t cols = t->shape[1], d = config.head_dim;
+  const int64_t cols = t->shape[1];
   const std::vector<float> from = t->data;
-  for (int64_t r = 0; r < t->shape[0]; ++r) {
-    const int64_t in_head = r % d;
-    const int64_t source = r - in_head + (in_head < d / 2 ? 2 * in_head : 2 * (in_head - d / 2) + 1);
-    std::copy_n(&from[static_cast<size_t>(source * cols)], cols, &t->data[static_cast<size_t>(r * cols)]);
-  }
+  for (int64_t r = 0; r < t->shape[0]; ++r)
+    std::copy_n(&from[static_cast<size_t>(r * cols)], cols, &t->data[static_cast<size_t>(rotary_file_row(config, r) * cols)]);
 }
 
 const char* dtype_name(SafetensorsDtype dtype) {
