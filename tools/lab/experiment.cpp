@@ -222,6 +222,11 @@ Experiment read_experiment(const std::string& dir) {
   e.name = field<std::string>(plan, path, "name");
   if (file_exists(join_path(dir, "machine.json"))) e.machine = read_object(join_path(dir, "machine.json"));
 
+  if (plan.contains("device")) e.device = plan["device"];
+  if (plan.contains("infeasible") && plan["infeasible"].is_object())
+    for (const auto& [hash, cell] : plan["infeasible"].items())
+      e.infeasible.push_back({hash, cell.is_object() ? cell.value("reason", std::string()) : std::string()});
+
   const Json configs = field<Json>(plan, path, "cells");
   if (!configs.is_object()) throw Error(ErrorCode::input, path + ": field \"cells\" is not an object", kAgain);
   std::map<std::string, CellConfig> sorted;

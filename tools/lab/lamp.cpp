@@ -106,26 +106,32 @@ const Task& recognise(const Json& questions, const std::string& file) {
   throw Error(ErrorCode::input, file + ": the profile's fields belong to no task", known_fields());
 }
 
-struct Golds {
-  std::string task;
-  std::vector<std::pair<std::string, std::string>> rows;  // id, output; in file order
-};
-
-Golds read_golds(const std::string& text, const std::string& file) {
+LampOutputs parse_outputs(const std::string& text, const std::string& file) {
   const Json json = parse_json(text, file);
   const JsonObject root(json, file);
-  Golds golds;
-  golds.task = root.require_string("task");
+  LampOutputs outputs;
+  outputs.task = root.require_string("task");
   const Json* list = root.find("golds");
   if (!list || !list->is_array()) root.fail("golds", "an array of {id, output}");
+  std::unordered_set<std::string> ids;
   for (size_t i = 0; i < list->size(); ++i) {
     const Json& row = (*list)[i];
     const std::string where = fmt::format("golds[{}]", i);
     if (!row.is_object()) fail(file, "field \"" + where + "\"", "expected an object {id, output}", "is this an outputs file?");
     const std::string id = text_field(row, "id", file, "field \"" + where + ".id\"", true);
-    golds.rows.emplace_back(id, text_field(row, "output", file, field_name(id, "output"), true));
+    if (!ids.insert(id).second) fail(file, field_name(id, "id"), "stands twice", "every question has one output");
+    outputs.rows.emplace_back(id, text_field(row, "output", file, field_name(id, "output"), true));
   }
-  return golds;
+  return outputs;
+}
+
+// The row that an outputs file names.
+const Task& task_named(const std::string& name, const std::string& file) {
+  try {
+    return find_task(name);
+  } catch (const Error& e) {
+    throw Error(ErrorCode::input, file + ": field \"task\": " + e.what(), e.hint());
+  }
 }
 
 std::vector<Item> read_profile(const Json& sample, const Task& task, const std::string& file, const std::string& id) {
@@ -193,17 +199,12 @@ TaskData read_files(const std::string& questions, const std::string& outputs, co
   if (!json.is_array()) throw Error(ErrorCode::input, questions + ": expected an array of samples", "is this a questions file?");
   Sha256 digest;
   digest.update(sha256_hex(question_text));
-  Golds golds;
+  LampOutputs golds;
   if (!outputs.empty()) {
     const std::string text = read_file(outputs, kMaxBytes);
     digest.update(sha256_hex(text));
-    golds = read_golds(text, outputs);
-    const Task* named = nullptr;
-    try {
-      named = &find_task(golds.task);
-    } catch (const Error& e) {
-      throw Error(ErrorCode::input, outputs + ": field \"task\": " + e.what(), e.hint());
-    }
+    golds = parse_outputs(text, outputs);
+    const Task* named = &task_named(golds.task, outputs);
     // LaMP_2 was news in the benchmark's first version, under the same name.
     if (!task && named == &kLamp2 && !json.empty() && &recognise(json, questions) == &kLamp2News) named = &kLamp2News;
     if (task && named != task && !(task == &kLamp2News && named == &kLamp2))
@@ -217,9 +218,7 @@ TaskData read_files(const std::string& questions, const std::string& outputs, co
   data.task = task;
   data.sha256 = digest.hex();
   std::unordered_map<std::string, std::string> output_of;
-  for (const auto& [id, output] : golds.rows)
-    if (!output_of.emplace(id, output).second)
-      fail(outputs, field_name(id, "id"), "stands twice", "every question has one output");
+  for (const auto& [id, output] : golds.rows) output_of.emplace(id, output);
 
   std::unordered_set<std::string> ids;
   std::unordered_map<std::string, size_t> person_of;  // user_id and profile
@@ -257,6 +256,12 @@ std::string dumped(const std::string& text) { return Json(text).dump(); }
 
 TaskData read_lamp(const std::string& questions, const std::string& outputs, const Task* task) {
   return read_files(questions, outputs, task);
+}
+
+LampOutputs read_lamp_outputs(const std::string& path) {
+  LampOutputs outputs = parse_outputs(read_file(path, kMaxBytes), path);
+  task_named(outputs.task, path);
+  return outputs;
 }
 
 TaskData read_lamp_split(const std::string& dir, const std::string& task, const std::string& split, const std::string& part) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace thimble::lab {
@@ -48,6 +49,13 @@ TaskData read_lamp(const std::string& questions, const std::string& outputs, con
 // DIR/LaMP_k/SPLIT/{train,dev,test}_{questions,outputs}.json, or DIR/{train,dev,test}_...json itself.
 TaskData read_lamp_split(const std::string& dir, const std::string& task, const std::string& split,
                          const std::string& part);
+
+// An outputs (or predictions) file alone: its task as it stands there, and {id, output} in file order. Errors as above.
+struct LampOutputs {
+  std::string task;
+  std::vector<std::pair<std::string, std::string>> rows;
+};
+LampOutputs read_lamp_outputs(const std::string& path);
 
 // Both files, through temporary names; outputs "": the questions alone. Errors: input for a question without output.
 void write_lamp(const TaskData& data, const std::string& questions, const std::string& outputs);

@@ -70,6 +70,7 @@ void MachineFile::read(const Json& json) {
     const Json& v = item.value();
     Calibration c;
     c.estimate.peak_bytes = v.at("peak_bytes").get<int64_t>();
+    c.estimate.budget_bytes = v.at("budget_bytes").get<int64_t>();
     c.estimate.load_s = v.at("load_s").get<double>();
     c.estimate.step_s = v.at("step_s").get<double>();
     c.estimate.answer_s = v.at("answer_s").get<double>();
@@ -84,7 +85,9 @@ std::string MachineFile::key(const CellConfig& config) const {
   CellConfig c = config;
   c.seed = 0;
   c.task.world.seed = 0;
-  c.steps.clear();
+  // The time of a step does not depend on how many there are; how many are taken does on whether the cell chooses.
+  c.steps.resize(std::min<size_t>(2, c.steps.size()));
+  std::fill(c.steps.begin(), c.steps.end(), 1);
   c.curve.clear();
   c.ram = 0;
   if (c.task.is_world) c.task_sha256.clear();  // depends on the seed
@@ -140,7 +143,8 @@ void MachineFile::save() {
                                  {"answer_s", c.estimate.answer_s},
                                  {"steps", c.estimate.steps},
                                  {"queries", c.estimate.queries},
-                                 {"peak_bytes", c.estimate.peak_bytes}};
+                                 {"peak_bytes", c.estimate.peak_bytes},
+                                 {"budget_bytes", c.estimate.budget_bytes}};
   json["samples_per_hour"] = samples_per_hour_;
   json["files"] = hashes.to_json();
   write_file(path_, json.dump(1) + "\n");

@@ -13,10 +13,10 @@
 #include <map>
 #include <set>
 
-#include "models/compress.h"
 #include "rag/retriever.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
+#include "tools/lab/compression.h"
 #include "tools/lab/method.h"
 #include "tools/lab/metrics.h"
 #include "tools/lab/task.h"
@@ -536,7 +536,7 @@ PlanGrid PlanReader::grid(const Value& at, const Common& common, const Plan& pla
     Settings<Draft> list;
     for (const Value& y : each(x)) {
       const std::string name = text(y, "none or METHOD:SPEC");
-      const std::string full = placed(y, [&] { return parse_compression(name).name(); });
+      const std::string full = placed(y, [&] { return find_compression(name).name(); });
       list.push_back([full](Draft& d) { d.config.compression = full; });
     }
     return list;

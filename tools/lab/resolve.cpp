@@ -170,9 +170,9 @@ ResolvedPlan resolve_plan(const Plan& plan, MachineFile& machine, const ResolveO
     if (options.wanted && !options.wanted(c.hash)) continue;
     if (c.hash.empty() || (!options.estimate_all && c.config.ram == 0 && c.seconds == 0)) continue;
     c.estimate = machine.estimate(c.config, options.estimator, &c.no_estimate);
-    if (!c.estimate || c.config.ram == 0 || c.estimate->peak_bytes <= c.config.ram) continue;
+    if (!c.estimate || c.config.ram == 0 || c.estimate->budget_bytes <= c.config.ram) continue;
     c.infeasible = fmt::format("{} with history {} is predicted to need {}, more than the device's {}", describe(c.config),
-                               c.config.history == 0 ? "all" : std::to_string(c.config.history), memory_text(c.estimate->peak_bytes),
+                               c.config.history == 0 ? "all" : std::to_string(c.config.history), memory_text(c.estimate->budget_bytes),
                                memory_text(c.config.ram));
     if (resolved.device.skip_over) continue;
     if (++n_refused <= 5) refused += (refused.empty() ? "" : "\n") + plan_place(plan.path, c.at) + c.infeasible;
