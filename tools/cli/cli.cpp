@@ -222,6 +222,7 @@ int main_entry(int argc, char** argv) {
   add_tune(app, &run);
   add_pretrain(app, &run);
   add_parity(app, &run);
+  add_data(app, &run);
   add_completion(app, &run);
   std::vector<std::string> mirrored;
   mirror_in_environment(app, &mirrored);

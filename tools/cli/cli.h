@@ -90,6 +90,7 @@ void add_eval(CLI::App& app, Run* run);
 void add_tune(CLI::App& app, Run* run);
 void add_pretrain(CLI::App& app, Run* run);
 void add_parity(CLI::App& app, Run* run);
+void add_data(CLI::App& app, Run* run);
 void add_completion(CLI::App& app, Run* run);
 
 // Parses and runs; returns the exit status.
