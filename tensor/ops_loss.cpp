@@ -1,20 +1,21 @@
 // Chunked head and cross entropy: logits of one chunk of rows at a time, turned into d_logits in place; from those the
-// gradients of hidden and head at once. So V-wide buffers hold one chunk, never the batch.
+// gradients of hidden and head at once. So V-wide buffers hold one chunk, never the batch. Where most rows have no label
+// (only the answers of questions are learned), the others are skipped: the rows with one are gathered first.
 #include <cstring>
 
 #include "tensor/ops_internal.h"
 #include "tensor/trace.h"
 
 namespace thimble {
+namespace {
 
-double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                            double* row_loss, const float* row_scale) {
-  THIMBLE_ZONE(loss);
+// Of rows with labels below this share, the others are skipped.
+constexpr double kSparse = 0.75;
+
+// All rows; gradients of head and bias when `recorded`, and of the rows into d_hidden when it is given.
+double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
+                           double* row_loss, const float* row_scale, float* d_hidden, bool recorded) {
   const int64_t rows = hidden.t.rows(), cols = hidden.t.cols(), vocab = head->rows;
-  THIMBLE_CHECK(cols == head->cols && denominator > 0);
-  const bool recorded = ctx.tape && (hidden.id >= 0 || wants_grad(head) || wants_grad(bias));
-  float* d_hidden = recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
-
   const ArenaScope scope(ctx.scratch);
   constexpr int64_t kChunkFloats = 1 << 22;
   const int64_t step = std::min(rows, std::max<int64_t>(16, kChunkFloats / vocab / 16 * 16));
@@ -43,6 +44,65 @@ double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
     if (wants_grad(head)) weight_dw(ctx, n, logits, hidden.t.f32() + r * cols, head);
     if (wants_grad(bias)) bias_grad(ctx, n, logits, bias);
   }
+  return total;
+}
+
+// The loss of the labelled rows alone, which lie in `picked`; d_hidden of the others is zero.
+double sparse_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
+                            double* row_loss, const float* row_scale, int64_t labelled) {
+  const int64_t rows = hidden.t.rows(), cols = hidden.t.cols();
+  const bool recorded = ctx.tape && (hidden.id >= 0 || wants_grad(head) || wants_grad(bias));
+  float* d_hidden = recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
+  const ArenaScope scope(ctx.saved);
+  const size_t n = static_cast<size_t>(labelled);
+  auto* at = static_cast<int64_t*>(ctx.saved.allocate(n * sizeof(int64_t), "labelled rows"));
+  auto* picked_labels = static_cast<int32_t*>(ctx.saved.allocate(n * sizeof(int32_t), "labelled rows"));
+  auto* picked_loss = static_cast<double*>(ctx.saved.allocate(n * sizeof(double), "labelled rows"));
+  float* picked_scale = row_scale ? ctx.saved.floats(labelled, "labelled rows") : nullptr;
+  float* picked = ctx.saved.floats(labelled * cols, "labelled rows");
+  int64_t to = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (row_loss) row_loss[r] = 0;
+    if (labels[r] < 0) continue;
+    at[to] = r;
+    picked_labels[to] = labels[r];
+    if (row_scale) picked_scale[to] = row_scale[r];
+    std::memcpy(picked + to * cols, hidden.t.f32() + r * cols, size_t(cols) * sizeof(float));
+    ++to;
+  }
+  // Gradients of parameters are made by the call; that of the picked rows is scattered here, so they are no tape value.
+  Var rows_of;
+  rows_of.t = Tensor::matrix(picked, labelled, cols);
+  float* d_picked = d_hidden ? ctx.saved.floats(labelled * cols, "labelled rows") : nullptr;
+  const double total = dense_cross_entropy(ctx, rows_of, head, bias, picked_labels, denominator, picked_loss, picked_scale, d_picked, recorded);
+  for (int64_t i = 0; i < labelled && row_loss; ++i) row_loss[at[i]] = picked_loss[i];
+  if (d_hidden) {
+    std::memset(d_hidden, 0, size_t(rows * cols) * sizeof(float));
+    for (int64_t i = 0; i < labelled; ++i)
+      std::memcpy(d_hidden + at[i] * cols, d_picked + i * cols, size_t(cols) * sizeof(float));
+  }
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::linear_cross_entropy);
+    node.in[0] = hidden.id;
+    node.saved[0] = d_hidden;
+  }
+  return total;
+}
+
+}  // namespace
+
+double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
+                            double* row_loss, const float* row_scale) {
+  THIMBLE_ZONE(loss);
+  const int64_t rows = hidden.t.rows(), cols = hidden.t.cols();
+  THIMBLE_CHECK(cols == head->cols && denominator > 0);
+  int64_t labelled = 0;
+  for (int64_t r = 0; r < rows; ++r) labelled += labels[r] >= 0 ? 1 : 0;
+  if (labelled > 0 && double(labelled) < kSparse * double(rows))
+    return sparse_cross_entropy(ctx, hidden, head, bias, labels, denominator, row_loss, row_scale, labelled);
+  const bool recorded = ctx.tape && (hidden.id >= 0 || wants_grad(head) || wants_grad(bias));
+  float* d_hidden = recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
+  const double total = dense_cross_entropy(ctx, hidden, head, bias, labels, denominator, row_loss, row_scale, d_hidden, recorded);
   if (recorded) {
     Node& node = ctx.tape->push(Op::linear_cross_entropy);
     node.in[0] = hidden.id;
