@@ -69,8 +69,8 @@ struct TaskInfo {
 
 struct Experiment {
   std::string dir, name;
-  nlohmann::ordered_json machine, device;  // null where unknown
-  std::vector<Cell> cells;  // by hash
+  nlohmann::ordered_json machine, device;                       // null where unknown
+  std::vector<Cell> cells;                                      // by hash
   std::vector<std::pair<std::string, std::string>> infeasible;  // hash and reason of cells that the device cannot run
   std::vector<Grid> grids;
   std::vector<Condition> conditions;      // of done cells, in order of their first cell in the grids
