@@ -421,16 +421,27 @@ TEST(Cell, BadConfigurationsAreRefused) {
   EXPECT_EQ(code_of(c), ErrorCode::input);  // diverges
 }
 
+// A limit changes how the work is cut, not its results; what does not fit is refused.
 TEST(Cell, AMemoryLimitIsKept) {
   Machine machine;
-  MemoryBudget budget(int64_t{1} << 20);
-  machine.environment.budget = &budget;
   CellConfig c = small_cell(model_dir(), "LaMP_3", "lora");
-  try {
-    run_cell(c, machine.environment);
-    ADD_FAILURE();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.code(), ErrorCode::budget);
+  const CellResult free = run_cell(c, machine.environment);
+  c.ram = int64_t{16} << 20;
+  const CellEstimate estimate = estimate_cell(c, machine.environment);
+  EXPECT_LT(estimate.budget_bytes, c.ram);
+  MemoryBudget enough(c.ram);
+  machine.environment.budget = &enough;
+  EXPECT_EQ(run_cell(c, machine.environment).predictions, free.predictions);
+  for (const int64_t limit : {int64_t{100000}, free.cost["model_bytes"].get<int64_t>() + 100000}) {
+    MemoryBudget little(limit);
+    machine.environment.budget = &little;
+    c.ram = limit;
+    try {
+      run_cell(c, machine.environment);
+      ADD_FAILURE() << limit;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::budget);
+    }
   }
 }
 

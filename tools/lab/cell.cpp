@@ -30,6 +30,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kLongestContext = 4096;  // of one prompt with its answer
 constexpr int64_t kLongestAnswer = 96;     // tokens of a generated answer
+// Of a cell under a limit of memory: rows of a prefill, and the share of the limit that keys and values get.
+constexpr int64_t kLeanRows = 512, kLeanCacheShare = 8;
 
 int64_t peak_rss() {
   struct rusage usage {};
@@ -89,6 +91,19 @@ class CellRun {
   CellEstimate estimate();
 
  private:
+  bool lean() const { return config_.ram > 0; }
+  AnswerOptions answer_options() const {
+    AnswerOptions o;
+    o.max_new_tokens = max_new_;
+    if (lean()) {
+      o.batch_rows = kLeanRows;
+      o.cache_bytes = config_.ram / kLeanCacheShare;
+    }
+    return o;
+  }
+  int64_t group_size(const std::vector<PersonPairs>& pairs, int64_t workers) const {
+    return method_.full() || lean() ? 1 : people_per_group(pairs, config_.method.batch, workers);
+  }
   void load_task();
   void load_base(bool rehearse);
   void make_retrievers();
@@ -190,7 +205,7 @@ void CellRun::load_task() {
 void CellRun::load_base(bool rehearse) {
   if (environment_.progress) environment_.progress("load", 0, 1);
   const std::string path = resolve_model(config_.model);
-  model_ = std::make_unique<Model>(load_model(path, *environment_.kernels, {false, environment_.budget}));
+  model_ = std::make_unique<Model>(load_model(path, *environment_.kernels));
   tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(path));
   if (tokenizer_->vocab_size() > model_->config.vocab_size)
     throw Error(ErrorCode::input, fmt::format("{}: the tokenizer has {} tokens, the model {}", path, tokenizer_->vocab_size(), model_->config.vocab_size),
@@ -211,12 +226,17 @@ void CellRun::load_base(bool rehearse) {
     // A rehearsal needs the sizes of the codes, not the best codes.
     if (rehearse && options.quantizes()) options.method = CompressMethod::rtn;
     if (!rehearse || options.quantizes()) {
-      Context ctx(*environment_.kernels, environment_.threads, environment_.budget);
+      MemoryBudget unlimited;  // compression is not the device's work
+      Context ctx(*environment_.kernels, environment_.threads, &unlimited);
       CalibrationText text;
       if (options.needs_calibration()) text = calibration_text(config_, all_, data_.people.size(), *codec_, *model_, ctx);
       compressed_ = compress_base(*model_, ctx, options, text);
     }
   }
+  if (environment_.budget && !environment_.budget->charge(model_->stored_bytes()))
+    throw Error(ErrorCode::budget, fmt::format("{} as {} takes {} bytes: the limit is {}", config_.model, config_.compression, model_->stored_bytes(),
+                                               environment_.budget->limit()),
+                "use a smaller model, or fewer bits");
   all_.people.clear();
   if (data_.task->kind == TaskKind::text) {
     int64_t longest = 0;
@@ -225,7 +245,7 @@ void CellRun::load_base(bool rehearse) {
     max_new_ = std::clamp<int64_t>(longest + 8, 16, std::min(kLongestAnswer, codec_->context() / 2));
   }
   const auto people = static_cast<int64_t>(data_.people.size());
-  workers_ = std::make_unique<Workers>(std::vector<Model*>(static_cast<size_t>(Workers::count(environment_, people)), model_.get()), max_tokens_,
+  workers_ = std::make_unique<Workers>(std::vector<Model*>(static_cast<size_t>(Workers::count(environment_, people, lean())), model_.get()), max_tokens_,
                                        environment_, precision_of(config_.precision));
 }
 
@@ -392,17 +412,15 @@ Round CellRun::learn_and_answer(const std::vector<PersonPairs>& pairs, const std
   for (auto p = static_cast<size_t>(people); p-- > 0;) first[p] = std::min(first[p], first[p + 1]);
 
   const int64_t per_group = pairs.empty() ? std::max<int64_t>(1, people / (4 * workers.size()))
-                            : method_.full() ? 1
-                                             : people_per_group(pairs, config_.method.batch, workers.size());
+                                            : group_size(pairs, workers.size());
   round.groups = (people + per_group - 1) / per_group;
   std::vector<std::vector<double>> losses(static_cast<size_t>(people));
   std::vector<int64_t> parameters(static_cast<size_t>(round.groups), 0);
   std::atomic<int64_t> done{0};
   const int64_t total = people * std::max<int64_t>(1, stops.empty() ? 0 : stops.back());
   const double train_before = workers.train_s(), answer_before = workers.answer_s() + (method_.full() ? workers_->answer_s() : 0);
-  AnswerOptions answer_options;
-  answer_options.max_new_tokens = max_new_;
-  LearnOptions learn{lr, config_.method.batch, config_.seed};
+  const AnswerOptions how = answer_options();
+  const LearnOptions learn{lr, config_.method.batch, config_.seed};
 
   workers.run(round.groups, [&](Worker& worker, int64_t index, int64_t group) {
     const auto begin = static_cast<size_t>(group * per_group), end = static_cast<size_t>(std::min(people, (group + 1) * per_group));
@@ -430,7 +448,7 @@ Round CellRun::learn_and_answer(const std::vector<PersonPairs>& pairs, const std
         workers.progress(phase, done += (next - at) * static_cast<int64_t>(end - begin), total);
         at = next;
       }
-      answer_questions(answering, *codec_, exam.questions, first[begin], first[end], adapters, answer_options, stop.answers);
+      answer_questions(answering, *codec_, exam.questions, first[begin], first[end], adapters, how, stop.answers);
     }
     for (size_t i = 0; i < who.size(); ++i) losses[who[i]] = learner->losses(i);
     if (!learner) workers.progress(phase, done += static_cast<int64_t>(end - begin), total);
@@ -755,10 +773,7 @@ CellEstimate CellRun::estimate() {
     pairs.erase(std::remove_if(pairs.begin(), pairs.end(), [](const PersonPairs& p) { return p.data.size() == 0; }), pairs.end());
     if (!pairs.empty()) {
       // The whole cell's groups, of which these people stand for all.
-      if (!method_.full()) {
-        std::vector<PersonPairs> all(static_cast<size_t>(people), pairs[0]);
-        per_group = people_per_group(all, config_.method.batch, workers.size());
-      }
+      per_group = group_size(std::vector<PersonPairs>(static_cast<size_t>(people), pairs[0]), workers.size());
       std::vector<PersonPairs> group(static_cast<size_t>(per_group), pairs[0]);
       std::vector<const PersonPairs*> pointers;
       for (size_t i = 0; i < group.size(); ++i) {
@@ -779,18 +794,16 @@ CellEstimate CellRun::estimate() {
   }
   std::vector<Answer> answers(exam.questions.size());
   const double t = cell_clock();
-  AnswerOptions options;
-  options.max_new_tokens = max_new_;
   const size_t asked = std::min<size_t>(exam.questions.size(), 32);
-  answer_questions(worker, *codec_, exam.questions, 0, asked, adapters, options, answers);
+  answer_questions(worker, *codec_, exam.questions, 0, asked, adapters, answer_options(), answers);
   e.answer_s = (cell_clock() - t) / double(asked) / double(workers.size());
   e.queries = exams + held_exams;
 
-  constexpr int64_t kProgram = int64_t{40} << 20;  // code, tables, the task's texts, heap
-  const int64_t bytes = parameters * int64_t{sizeof(float)} * per_group;
-  e.peak_bytes = kProgram + model_->stored_bytes() + (compression_.method == CompressMethod::none ? 0 : model_->file_bytes) +
-                 workers.size() * (workers.activation_bytes() + workers.kv_bytes() + (method_.full() ? 5 : 4) * bytes);
-  e.budget_bytes = e.peak_bytes - kProgram;
+  // Parameters, gradients and two moments; the trainable copy of full tuning stands beside the base.
+  constexpr int64_t kProgram = int64_t{48} << 20;  // code, tables, the task's texts, heap
+  const int64_t learned = 4 * parameters * int64_t{sizeof(float)} * per_group;
+  e.budget_bytes = model_->stored_bytes() + workers.size() * (workers.activation_bytes() + workers.kv_bytes() + learned);
+  e.peak_bytes = kProgram + e.budget_bytes + (compression_.method == CompressMethod::none ? 0 : model_->file_bytes);
   return e;
 }
 

@@ -38,8 +38,8 @@ KvCache& Worker::cache(int64_t n_seqs, int64_t tokens) {
   return *cache_;
 }
 
-int64_t Workers::count(const CellEnvironment& environment, int64_t tasks) {
-  return tasks >= environment.threads ? environment.threads : 1;
+int64_t Workers::count(const CellEnvironment& environment, int64_t tasks, bool lean) {
+  return !lean && tasks >= environment.threads ? environment.threads : 1;
 }
 
 Workers::Workers(const std::vector<Model*>& models, int64_t max_tokens, const CellEnvironment& environment, Precision precision)

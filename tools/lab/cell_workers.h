@@ -36,8 +36,9 @@ struct Worker {
 
 class Workers {
  public:
-  // How many workers `tasks` independent pieces of work get; fewer pieces than threads leave one worker with all threads.
-  static int64_t count(const CellEnvironment& environment, int64_t tasks);
+  // How many workers `tasks` independent pieces of work get; fewer pieces than threads leave one worker with all threads, and
+  // so does a limit of memory, since every worker holds activations of its own.
+  static int64_t count(const CellEnvironment& environment, int64_t tasks, bool lean);
   // One worker per model: the shared base several times, or copies that train. What is left of the budget is shared out.
   Workers(const std::vector<Model*>& models, int64_t max_tokens, const CellEnvironment& environment, Precision precision);
 
