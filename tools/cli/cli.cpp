@@ -221,6 +221,8 @@ int main_entry(int argc, char** argv) {
   add_eval(app, &run);
   add_tune(app, &run);
   add_pretrain(app, &run);
+  add_quantize(app, &run);
+  add_prune(app, &run);
   add_parity(app, &run);
   add_data(app, &run);
   add_completion(app, &run);

@@ -89,6 +89,8 @@ void add_generate(CLI::App& app, Run* run);
 void add_eval(CLI::App& app, Run* run);
 void add_tune(CLI::App& app, Run* run);
 void add_pretrain(CLI::App& app, Run* run);
+void add_quantize(CLI::App& app, Run* run);
+void add_prune(CLI::App& app, Run* run);
 void add_parity(CLI::App& app, Run* run);
 void add_data(CLI::App& app, Run* run);
 void add_completion(CLI::App& app, Run* run);

@@ -8,6 +8,7 @@
 #include "tensor/file.h"
 #include "tools/cli/cli.h"
 #include "tools/cli/model_output.h"
+#include "tools/cli/quality.h"
 #include "tools/cli/tokenizer_path.h"
 
 namespace thimble::cli {
@@ -222,17 +223,75 @@ void add_merge(CLI::App& model, Run* run) {
   command->callback([o, run] { *run = [o] { return run_merge(*o); }; });
 }
 
+struct DiffOptions {
+  CommonOptions common;
+  std::string a, b, text = "self", tokenizer;
+  int64_t tokens = 16384, ctx = 0, stride = 0;
+  double max_kl = -1;
+};
+
+int run_diff(const DiffOptions& o) {
+  Session session(o.common);
+  const auto ctx = session.make_context();
+  LoadOptions options;
+  options.budget = &session.budget();
+  Model a = load_model(o.a, session.kernels(), options), b = load_model(o.b, session.kernels(), options);
+  if (!o.common.quiet)
+    for (const Model* m : {&a, &b})
+      for (const std::string& w : m->warnings) warn(w);
+  const int64_t length = std::min(sequence_length(o.ctx, a), sequence_length(o.ctx, b));
+  const int64_t stride = o.stride > 0 ? o.stride : o.text == "self" ? length : std::max<int64_t>(1, length / 2);
+  const TextSource source{o.text, o.tokens, length, stride, 2 * o.common.seed + 1};
+  const Text text = evaluation_text(source, a, o.tokenizer, *ctx, o.common);
+  const Divergence d = measure_quality(a, b, text, *ctx, o.common, "comparison");
+  const bool beyond = o.max_kl >= 0 && !(d.kl_mean <= o.max_kl);
+  if (o.common.json) {
+    Json j = {{"schema", "thimble.diff/1"}, {"before", o.a}, {"after", o.b}, {"threads", session.threads()}, {"precision", o.common.precision}};
+    put_quality(j, d);
+    j["bytes_before"] = a.stored_bytes();
+    j["bytes_after"] = b.stored_bytes();
+    j["bits_per_weight"] = 8.0 * double(b.stored_bytes()) / double(b.parameters());
+    j["protocol"] = protocol_json(source, text, d);
+    if (o.max_kl >= 0) j["pass"] = !beyond;
+    print_json(j);
+  } else {
+    write_stdout(fmt::format("{} against {}\n{}  stored bytes   {} -> {}\n", o.b, o.a, quality_text(d, text), a.stored_bytes(), b.stored_bytes()));
+  }
+  if (beyond) say(o.common, fmt::format("KL divergence {:.6f} exceeds --max-kl {}", d.kl_mean, o.max_kl));
+  return beyond ? static_cast<int>(ErrorCode::mismatch) : 0;
+}
+
+void add_diff(CLI::App& model, Run* run) {
+  CLI::App* command = model.add_subcommand("diff", "how far one model's predictions are from another's");
+  command->footer(
+      "Example: thimble model diff DIR DIR4 --text wiki.txt --ctx 512 --max-kl 0.05\n"
+      "KL divergence of the next-token distributions, and the share of positions with the same first choice.");
+  auto o = std::make_shared<DiffOptions>();
+  command->add_option("BEFORE", o->a, "the original: directory or llama2.c .bin file")->required();
+  command->add_option("AFTER", o->b, "the model that is compared with it")->required();
+  command->add_option("--text", o->text, "text file; default self: sampled from BEFORE at temperature 1");
+  command->add_option("--tokens", o->tokens, "tokens of the text; default 16384; 0: all of a file")->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
+  command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside BEFORE");
+  command->add_option("--ctx", o->ctx, "tokens per window; default: the models' positions, at most 512")->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
+  command->add_option("--stride", o->stride, "tokens between windows; default: half of --ctx")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--max-kl", o->max_kl, "end with status 7 when the mean KL divergence is larger")->check(CLI::Range(0.0, 1e9));
+  add_common_options(*command, o->common);
+  command->callback([o, run] { *run = [o] { return run_diff(*o); }; });
+}
+
 }  // namespace
 
 void add_model(CLI::App& app, Run* run) {
-  CLI::App* command = app.add_subcommand("model", "look at checkpoints, merge adapters");
+  CLI::App* command = app.add_subcommand("model", "look at checkpoints, merge adapters, compare models");
   command->footer(
       "Examples:\n"
       "  thimble model info DIR --tensors\n"
-      "  thimble model merge --model DIR --adapter ADAPTER --out MERGED");
+      "  thimble model merge --model DIR --adapter ADAPTER --out MERGED\n"
+      "  thimble model diff BEFORE AFTER --text F");
   command->require_subcommand(1);
   add_info(*command, run);
   add_merge(*command, run);
+  add_diff(*command, run);
 }
 
 }  // namespace thimble::cli
