@@ -32,10 +32,11 @@ std::string joined(const Names& names) {
   return text;
 }
 
-// Where a node stands: in the file, and as a path of keys.
+// Where a node stands: in the file, and as a path of keys. Constant, because assigning to a YAML::Node changes the tree
+// that it belongs to.
 struct Value {
-  YAML::Node node;
-  std::string where;
+  const YAML::Node node;
+  const std::string where;
 };
 
 // A setting of something: one function per value that it takes.
@@ -108,8 +109,8 @@ class PlanReader {
   // A list's elements, or the value itself.
   std::vector<Value> each(const Value& at) const;
   std::vector<Value> elements(const Value& at) const;
-  // {choose: [..]} -> the elements; false for anything else.
-  bool candidates(const Value& at, std::vector<Value>* list) const;
+  // {choose: [..]} -> its elements; anything else is one itself.
+  std::vector<Value> levels(const Value& at) const;
 
   std::string text(const Value& at, const std::string& expected = "a text") const;
   int64_t integer(const Value& at, int64_t min, int64_t max = int64_t{1} << 40) const;
@@ -179,13 +180,12 @@ std::vector<Value> PlanReader::each(const Value& at) const {
   return at.node.IsSequence() ? elements(at) : std::vector<Value>{at};
 }
 
-bool PlanReader::candidates(const Value& at, std::vector<Value>* list) const {
-  if (!at.node.IsMap()) return false;
+std::vector<Value> PlanReader::levels(const Value& at) const {
+  if (!at.node.IsMap()) return {at};
   const auto map = entries(at, {"choose"}, at.where);
   const auto choose = map.find("choose");
   if (choose == map.end()) fail(ErrorCode::input, at, "expected {choose: [..]}, found an empty map");
-  *list = elements(choose->second);
-  return true;
+  return elements(choose->second);
 }
 
 std::string PlanReader::text(const Value& at, const std::string& expected) const {
@@ -236,10 +236,8 @@ Settings<MethodSpec> PlanReader::choice(const Value& at, std::vector<Entry> Meth
                                         const std::function<Entry(const Value&)>& parse) const {
   Settings<MethodSpec> settings;
   for (const Value& level : each(at)) {
-    std::vector<Value> list;
-    if (!candidates(level, &list)) list = {level};
     std::vector<Entry> values;
-    for (const Value& v : list) values.push_back(parse(v));
+    for (const Value& v : levels(level)) values.push_back(parse(v));
     std::sort(values.begin(), values.end());
     values.erase(std::unique(values.begin(), values.end()), values.end());
     settings.push_back([member, values](MethodSpec& m) { m.*member = values; });
@@ -298,13 +296,9 @@ std::function<void(MethodSpec&)> PlanReader::alpha(const Value& at) const {
 std::vector<MethodSpec> PlanReader::methods(const Value& at) const {
   std::vector<MethodSpec> all;
   for (const Value& v : each(at)) {
-    std::map<std::string, Value> map;
-    Value name_at = v;
-    if (v.node.IsMap()) {
-      const YAML::Node name = v.node["name"];
-      if (!name) fail(ErrorCode::input, v, "a method needs a name", "for example {name: lora, rank: 4}");
-      name_at = {name, v.where + ".name"};
-    }
+    const bool is_map = v.node.IsMap();
+    if (is_map && !v.node["name"]) fail(ErrorCode::input, v, "a method needs a name", "for example {name: lora, rank: 4}");
+    const Value name_at = is_map ? Value{v.node["name"], v.where + ".name"} : v;
     const std::string name = text(name_at, "the name of a method");
     const Method& method = placed(name_at, [&]() -> const Method& { return find_method(name); });
     Names valid = {"name"};
@@ -315,7 +309,7 @@ std::vector<MethodSpec> PlanReader::methods(const Value& at) const {
       if (kind == AdapterKind::lora) valid.insert(valid.end(), {"rank", "alpha", "dropout", "targets"});
       if (kind == AdapterKind::prompt || kind == AdapterKind::prefix) valid.push_back("n_virtual");
     }
-    if (v.node.IsMap()) map = entries(v, valid, "method " + name);
+    const std::map<std::string, Value> map = is_map ? entries(v, valid, "method " + name) : std::map<std::string, Value>();
 
     MethodSpec base;
     base.name = name;
@@ -386,10 +380,8 @@ Settings<PlanReader::Draft> PlanReader::budgets(const Value& at) const {
       continue;
     }
     for (const Value& level : each(steps->second)) {
-      std::vector<Value> list;
-      if (!candidates(level, &list)) list = {level};
       std::vector<int64_t> values;
-      for (const Value& y : list) values.push_back(integer(y, 1, kMaxSteps));
+      for (const Value& y : levels(level)) values.push_back(integer(y, 1, kMaxSteps));
       std::sort(values.begin(), values.end());
       values.erase(std::unique(values.begin(), values.end()), values.end());
       settings.push_back([values, curve](Draft& d) {
@@ -482,8 +474,7 @@ Settings<PlanReader::Draft> PlanReader::tasks(const Value& at, const Common& com
     base.people = map.count("people") ? integer(map.at("people"), 1) : common.people;
     base.queries = map.count("queries") ? integer(map.at("queries"), 1) : common.queries;
     if (map.count("part")) base.part = one_of(map.at("part"), {"train", "dev"});
-    std::vector<Value> splits;
-    if (map.count("split")) splits = each(map.at("split"));
+    const std::vector<Value> splits = map.count("split") ? each(map.at("split")) : std::vector<Value>();
     for (const Value& k : each(map.at("k"))) {
       const std::string name = text(k, "the name of a task");
       base.lamp_task = placed(k, [&] { return std::string(find_task(name).name); });
