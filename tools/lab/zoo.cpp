@@ -92,13 +92,17 @@ ZooRecipe load_recipe(const std::string& path) {
   r.config = nlohmann::ordered_json::parse(text).at("config");
 
   if (const auto mix = root.object("mix")) {
-    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
+    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rating_known", "rating_turns", "rating_packed", "rating_single", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
     const auto share = [&](const char* key, double& value) { value = mix->get_double(key, value, 0, 1e6); };
     share("known", r.mix.known);
     share("turns", r.mix.turns);
     share("packed", r.mix.packed);
     share("single", r.mix.single);
     share("pair", r.mix.pair);
+    share("rating_known", r.mix.rating_known);
+    share("rating_turns", r.mix.rating_turns);
+    share("rating_packed", r.mix.rating_packed);
+    share("rating_single", r.mix.rating_single);
     share("text_weight", r.mix.text_weight);
     share("answer_weight", r.mix.answer_weight);
     share("random_examples", r.mix.random_examples);

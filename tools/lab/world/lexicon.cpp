@@ -158,6 +158,7 @@ std::string world_tokenizer_json() {
   for (const char* opener : kOpenerWords) add_words(opener, first, seen);
   for (const char* verb : kVerbWords) add_words(verb, first, seen);
   for (const char* author : kAuthorWords) add_words(author, first, seen);
+  for (int i = 0; i < kNames; ++i) add_words(name_word(i), first, seen);
   for (const std::string& word : first) add(word);
 
   Json special = Json::array();

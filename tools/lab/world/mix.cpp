@@ -103,11 +103,12 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
   WorldDials w;
   w.task = weighted(rng, options_.tasks);
   const Task& task = find_task(w.task);
-  const bool known = rng.uniform() < options_.known;
+  const bool rates = is(task, "LaMP_3");
+  const bool known = rng.uniform() < (rates ? options_.rating_known : options_.known);
   const auto author = static_cast<size_t>(rng.below(kAuthors));
   // Dials of the text. Known people have the usual ones, so that what the weights learn of them is one set of rules.
   if (is(task, "LaMP_2") && rng.uniform() < 0.5) w.key = "name";
-  if (is(task, "LaMP_3")) w.keys = weighted(rng, std::vector<std::pair<int, double>>{{1, 0.4}, {2, 0.25}, {3, 0.25}, {4, 0.1}});
+  if (is(task, "LaMP_3")) w.keys = weighted(rng, std::vector<std::pair<int, double>>{{1, 0.45}, {2, 0.25}, {3, 0.2}, {4, 0.1}});
   if (task.kind == TaskKind::text) w.keys = known ? 1 + static_cast<int64_t>(author % 2) : 1 + static_cast<int64_t>(rng.below(2));
   if (!known) {
     if (is(task, "LaMP_2")) w.classes = weighted(rng, std::vector<std::pair<int, double>>{{4, 0.15}, {8, 0.2}, {16, 0.65}});
@@ -115,7 +116,9 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
     if (w.key != "name" && rng.uniform() < 0.15) w.overlap = "latent";
   }
   enum Kind { kTurns, kPacked, kSingle, kPair };
-  const auto kind = weighted(rng, std::vector<std::pair<Kind, double>>{{kTurns, options_.turns}, {kPacked, options_.packed}, {kSingle, options_.single}, {kPair, options_.pair}});
+  const MixOptions& o = options_;
+  const auto kind = weighted(rng, rates ? std::vector<std::pair<Kind, double>>{{kTurns, o.rating_turns}, {kPacked, o.rating_packed}, {kSingle, o.rating_single}}
+                                        : std::vector<std::pair<Kind, double>>{{kTurns, o.turns}, {kPacked, o.packed}, {kSingle, o.single}, {kPair, o.pair}});
   // Strangers' turns are about few things, so that earlier turns say something about later ones.
   if (kind == kTurns && !known && is(task, "LaMP_2")) w.keys = 2 + static_cast<int64_t>(rng.below(6));
   const TextDials d = text_dials(w);
@@ -142,7 +145,7 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
     out.push_back({name + pair.prompt, text_weight});
     answer(pair.completion);
   } else if (kind == kTurns) {
-    const auto turns = 3 + rng.below(task.kind == TaskKind::text ? 3 : 6);
+    const auto turns = rates ? 6 + rng.below(7) : 3 + rng.below(task.kind == TaskKind::text ? 3 : 6);
     for (uint64_t t = 0; t < turns; ++t) {
       const Asked a = ask(d, rules, t + 1 == turns ? Side::query : Side::history, allowed, rng);
       out.push_back({t == 0 ? name + a.question : "\n" + short_form(task, a.question), text_weight});

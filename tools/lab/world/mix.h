@@ -22,10 +22,12 @@ namespace thimble::lab {
 
 struct MixOptions {
   // Shares of the tasks, of any sum.
-  std::map<std::string, double> tasks = {{"LaMP_1", 0.08}, {"LaMP_2", 0.22}, {"LaMP_3", 0.42}, {"LaMP_4", 0.08},
-                                         {"LaMP_5", 0.06}, {"LaMP_6", 0.06}, {"LaMP_7", 0.08}};
+  std::map<std::string, double> tasks = {{"LaMP_1", 0.06}, {"LaMP_2", 0.20}, {"LaMP_3", 0.50}, {"LaMP_4", 0.07},
+                                         {"LaMP_5", 0.05}, {"LaMP_6", 0.05}, {"LaMP_7", 0.07}};
   double known = 0.5;                // share of sequences with a known person
   double turns = 0.4, packed = 0.35, single = 0.2, pair = 0.05;
+  // Ratings: that weights can hold a person's rule is learned late and suddenly, from many answers of known people.
+  double rating_known = 0.75, rating_turns = 0.65, rating_packed = 0.2, rating_single = 0.15;
   double text_weight = 0.1;          // of the loss on everything but answers
   double answer_weight = 1;          // of the loss on an answer's tokens; texts: half of it
   double random_examples = 0.2;      // share of packed sequences with random instead of retrieved examples
