@@ -395,6 +395,31 @@ TEST(Cell, CalibrationPeopleAreOthers) {
   EXPECT_LT(same, 3u);  // short texts may coincide
 }
 
+// People with long histories of real texts: what does not fit is packed, cut and counted.
+TEST(Cell, RunsOnLampData) {
+  const std::string dir = std::string(THIMBLE_SOURCE_DIR) + "/../shared/data/lamp3_movies";
+  if (!std::filesystem::exists(dir)) GTEST_SKIP() << "not here: " << dir;
+  const Machine machine;
+  CellConfig c = small_cell(model_dir(), "LaMP_3", "rag+lora");
+  c.task.is_world = false;
+  c.task.lamp_dir = dir;
+  c.task.lamp_task = "LaMP_3";
+  c.task.people = 3;
+  c.task.queries = 4;
+  c.history = 12;
+  c.steps = {2};
+  c.compression = "rtn:int8-row-sym";
+  const CellResult r = run_cell(c, machine.environment);
+  EXPECT_EQ(r.predictions.size(), 12u);
+  EXPECT_EQ(r.metrics["people"], 3);
+  EXPECT_EQ(r.metrics["train"]["pairs"], 36);
+  EXPECT_TRUE(r.metrics["possible"].is_null());
+  c.compression = "wanda:0.5";
+  c.method.name = "none";
+  const CellResult pruned = run_cell(c, machine.environment);
+  EXPECT_EQ(pruned.metrics["compression"]["calibration"], "other people of the data");
+}
+
 TEST(Cell, BadConfigurationsAreRefused) {
   const Machine machine;
   const auto code_of = [&](const CellConfig& c) {
