@@ -654,7 +654,7 @@ nlohmann::ordered_json CompressReport::tensors_json() const {
                     {"rel_err", r.rel_err},
                     {"rel_err_of", r.of_outputs ? "outputs" : "weights"},
                     {"zeros", r.zeros},
-                    {"ratio", r.ratio}});
+                    {"ratio", r.method == "awq" && r.ratio >= 0 ? nlohmann::ordered_json(r.ratio) : nlohmann::ordered_json(nullptr)}});
   return list;
 }
 
