@@ -77,6 +77,11 @@ class DenseRetriever : public Retriever {
  public:
   DenseRetriever(const RetrieverOptions& options, const std::vector<Document>& documents)
       : Retriever(static_cast<int64_t>(documents.size())), embed_(options.embed), cosine_(options.cosine) {
+    if (!options.vectors.empty()) {
+      THIMBLE_CHECK(options.vectors.size() == documents.size());
+      vectors_ = scaled(options.vectors);
+      return;
+    }
     std::vector<std::string> texts;
     for (const Document& d : documents) texts.push_back(d.text);
     if (!texts.empty()) vectors_ = embed(texts);
@@ -88,7 +93,7 @@ class DenseRetriever : public Retriever {
     const std::vector<float> q = embed({std::string(query)})[0];
     for (const std::vector<float>& v : vectors_) {
       if (v.size() != q.size())
-        throw Error(ErrorCode::mismatch, "dense retrieval: the query's vector has another length than the documents'",
+        throw Error(ErrorCode::input, "dense retrieval: the query's vector has another length than the documents'",
                     "index and query with the same model");
       double sum = 0;
       for (size_t i = 0; i < v.size(); ++i) sum += double{v[i]} * double{q[i]};
@@ -101,6 +106,10 @@ class DenseRetriever : public Retriever {
   std::vector<std::vector<float>> embed(const std::vector<std::string>& texts) const {
     std::vector<std::vector<float>> vectors = embed_(texts);
     THIMBLE_CHECK(vectors.size() == texts.size());
+    return scaled(std::move(vectors));
+  }
+  // Of length 1 for cosines.
+  std::vector<std::vector<float>> scaled(std::vector<std::vector<float>> vectors) const {
     if (!cosine_) return vectors;
     for (std::vector<float>& v : vectors) {
       double square = 0;

@@ -41,6 +41,7 @@ struct RetrieverOptions {
   uint64_t seed = 0;          // random
   bool cosine = false;        // dense: vectors are divided by their length; else the raw inner product
   EmbedTexts embed;           // dense
+  std::vector<std::vector<float>> vectors;  // dense: of the documents, where they are known; else embed makes them
 };
 
 class Retriever {

@@ -225,6 +225,8 @@ int main_entry(int argc, char** argv) {
   add_prune(app, &run);
   add_parity(app, &run);
   add_data(app, &run);
+  add_lab(app, &run);
+  add_rag(app, &run);
   add_completion(app, &run);
   std::vector<std::string> mirrored;
   mirror_in_environment(app, &mirrored);

@@ -93,6 +93,8 @@ void add_quantize(CLI::App& app, Run* run);
 void add_prune(CLI::App& app, Run* run);
 void add_parity(CLI::App& app, Run* run);
 void add_data(CLI::App& app, Run* run);
+void add_lab(CLI::App& app, Run* run);
+void add_rag(CLI::App& app, Run* run);
 void add_completion(CLI::App& app, Run* run);
 
 // Parses and runs; returns the exit status.
