@@ -199,9 +199,9 @@ std::string forest(const Json& panel) {
   if (zero && margin > 0)
     s += fmt::format("<rect class=\"band\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/>", c(x(-margin)), c(top),
                      c(x(margin) - x(-margin)), c(bottom - top));
-  for (double t : ticks(range.lo, range.hi, 4)) {
+  for (double t : ticks(range.lo, range.hi, 5)) {
     s += line(x(t), top, x(t), bottom, zero && t == 0 ? "zero" : "grid");
-    s += text(x(t), bottom + 13, fixed(t, nice_step(range.hi - range.lo, 4) < 1 ? 1 : 0), "m ax");
+    s += text(x(t), bottom + 13, fixed(t, nice_step(range.hi - range.lo, 5) < 1 ? 1 : 0), "m ax");
   }
   for (const PlacedMark& m : marks) {
     s += line(m.x, 12 * m.level + 12.0, m.x, bottom, "mark");
@@ -396,7 +396,7 @@ std::string scatter(const Json& panel) {
       s += line(px, y(p["lo"].get<double>()), px, y(p["hi"].get<double>()), fmt::format("ci thin s{}", series));
     const std::string tip = tip_of(p, "y", text_of(p, "label"));
     marks += marker(px, py, series, shape, tip);
-    const std::string label = shorten(text_of(p, "label"), 30);
+    const std::string label = shorten(text_of(p, "label"), 38);
     const double w = static_cast<double>(text_length(label)) * 5.4;
     const Box tries[] = {{px + 8, py - 6, px + 8 + w, py + 6},      {px - 8 - w, py - 6, px - 8, py + 6},
                          {px - w / 2, py - 20, px + w / 2, py - 8}, {px - w / 2, py + 8, px + w / 2, py + 20},

@@ -134,15 +134,25 @@ std::string dial_label(const WorldDials& d, const std::vector<WorldDials>& sibli
   if (varies(&WorldDials::keys)) parts.push_back(d.keys == 0 ? "default keys" : plural(d.keys, "key"));
   if (varies(&WorldDials::classes)) parts.push_back(fmt::format("{} tags", d.classes));
   if (varies(&WorldDials::history)) parts.push_back(plural(d.history, "item"));
-  if (varies(&WorldDials::noise)) parts.push_back(d.noise == 0 ? "no noise" : fmt::format("noise {:g}", d.noise));
+  if (varies(&WorldDials::noise)) parts.push_back(d.noise == 0 ? "" : fmt::format("noise {:g}", d.noise));
   if (varies(&WorldDials::person)) parts.push_back(fmt::format("person {:g}", d.person));
-  if (varies(&WorldDials::overlap)) parts.push_back(d.overlap == "latent" ? "no shared words" : "shared words");
-  if (varies(&WorldDials::drift)) parts.push_back(d.drift == 0 ? "no drift" : fmt::format("drift {:g}", d.drift));
+  if (varies(&WorldDials::overlap)) parts.push_back(d.overlap == "latent" ? "no shared words" : "");
+  if (varies(&WorldDials::drift)) parts.push_back(d.drift == 0 ? "" : fmt::format("drift {:g}", d.drift));
   if (varies(&WorldDials::people)) parts.push_back(fmt::format("{} people", d.people));
   if (varies(&WorldDials::queries)) parts.push_back(fmt::format("{} questions", d.queries));
   std::string out;
-  for (const std::string& p : parts) out += (out.empty() ? "" : ", ") + p;
+  for (const std::string& p : parts)
+    if (!p.empty()) out += (out.empty() ? "" : ", ") + p;
   return out;
+}
+
+std::string task_title(const TaskSpec& task) {
+  const std::string& name = task.is_world ? task.world.task : task.lamp_task;
+  try {
+    return find_task(name).title;
+  } catch (const Error&) {  // a report can be older or newer than the program's tasks
+    return name;
+  }
 }
 
 void name_tasks(Experiment& e) {
@@ -153,17 +163,20 @@ void name_tasks(Experiment& e) {
     if (!configs.emplace(key, &cell.config).second) continue;
     if (cell.config.task.is_world) worlds[cell.config.task.world.task].push_back(cell.config.task.world);
   }
+  // "tagging" for "movie tagging" while no other task ends in the same word
+  const auto last_word = [](const std::string& title) { return title.substr(title.find_last_of(' ') + 1); };
+  std::map<std::string, std::set<std::string>> endings;
+  for (const auto& entry : configs) {
+    const std::string title = task_title(entry.second->task);
+    endings[last_word(title)].insert(title);
+  }
   std::set<std::string> used;
   for (const auto& [key, config] : configs) {
     TaskInfo t;
     t.key = key;
     t.lamp = config->task.is_world ? config->task.world.task : config->task.lamp_task;
     std::string detail;
-    try {
-      t.title = find_task(t.lamp).title;
-    } catch (const Error&) {
-      t.title = t.lamp;
-    }
+    t.title = task_title(config->task);
     if (config->task.is_world) {
       detail = dial_label(config->task.world, worlds[t.lamp]);
     } else {
@@ -172,7 +185,8 @@ void name_tasks(Experiment& e) {
       const size_t slash = end == std::string::npos ? end : dir.find_last_of('/', end);
       detail = end == std::string::npos ? dir : dir.substr(slash == std::string::npos ? 0 : slash + 1, end - slash);
     }
-    t.label = t.title + (detail.empty() ? "" : ": " + detail);
+    const std::string word = last_word(t.title);
+    t.label = (endings[word].size() == 1 ? word : t.title) + (detail.empty() ? "" : ": " + detail);
     const std::string base = t.label;
     for (int i = 2; !used.insert(t.label).second; ++i) t.label = fmt::format("{} ({})", base, i);
     e.tasks[key] = t;

@@ -1,4 +1,4 @@
-// Bootstrap, permutation tests and variance shares. Draws are counter-based (tensor/rng.h): equal input, equal output.
+// Bootstrap, permutation tests and variance shares. Draws start from a fixed seed: equal input, equal output.
 #include "tools/lab/stats.h"
 
 #include <algorithm>
@@ -9,19 +9,40 @@
 #include <utility>
 
 #include "tensor/error.h"
-#include "tensor/rng.h"
 
 namespace thimble::lab {
 namespace {
 
 constexpr uint64_t kSeed = 20240607;
 
-// Multiply-shift: the bias is below n / 2^32, far under what 10,000 resamples can show.
-uint32_t draw(Philox& random, size_t n) { return static_cast<uint32_t>(uint64_t{random.next_u32()} * n >> 32); }
+// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a resample costs two dozen draws and a report makes millions of
+// resamples.
+class Draws {
+ public:
+  Draws(uint64_t seed, uint64_t stream) : state_(seed + stream * 0xD1B54A32D192ED03u) {}
+  uint32_t next_u32() {
+    if (half_) {
+      half_ = false;
+      return static_cast<uint32_t>(value_ >> 32);
+    }
+    uint64_t z = state_ += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    value_ = z ^ z >> 31;
+    half_ = true;
+    return static_cast<uint32_t>(value_);
+  }
+  // Multiply-shift: the bias is below n / 2^32, far under what 10,000 resamples can show.
+  uint32_t below(size_t n) { return static_cast<uint32_t>(uint64_t{next_u32()} * n >> 32); }
+
+ private:
+  uint64_t state_, value_ = 0;
+  bool half_ = false;
+};
 
 // Sums of one stratum's resampled values, divided by how many were drawn: one mean per resample.
 std::vector<double> resampled_means(const Sample& s, uint64_t stream, int resamples) {
-  Philox random(kSeed, stream);
+  Draws random(kSeed, stream);
   const size_t seeds = s.values.size();
   std::vector<double> means(static_cast<size_t>(resamples));
   std::vector<uint32_t> people;
@@ -30,14 +51,14 @@ std::vector<double> resampled_means(const Sample& s, uint64_t stream, int resamp
     size_t count = 0;
     if (s.same_people) {
       people.resize(s.values[0].size());
-      for (uint32_t& p : people) p = draw(random, people.size());
+      for (uint32_t& p : people) p = random.below(people.size());
     }
     for (size_t i = 0; i < seeds; ++i) {
-      const std::vector<double>& v = s.values[seeds == 1 ? 0 : draw(random, seeds)];
+      const std::vector<double>& v = s.values[seeds == 1 ? 0 : random.below(seeds)];
       if (s.same_people)
         for (uint32_t p : people) sum += v[p];
       else
-        for (size_t j = 0; j < v.size(); ++j) sum += v[draw(random, v.size())];
+        for (size_t j = 0; j < v.size(); ++j) sum += v[random.below(v.size())];
       count += v.size();
     }
     mean = sum / static_cast<double>(count);
@@ -136,8 +157,8 @@ double correlation(const std::vector<double>& x, const std::vector<double>& y) {
 }
 
 template <class T>
-void shuffle(std::vector<T>& v, Philox& random) {
-  for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[draw(random, i)]);
+void shuffle(std::vector<T>& v, Draws& random) {
+  for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[random.below(i)]);
 }
 
 // Explained sums of squares of weighted linear models on the cells' means, by Gram-Schmidt, which
@@ -306,7 +327,7 @@ double sign_flip_p(const std::vector<double>& values) {
     }
     return static_cast<double>(hits) / all;
   }
-  Philox random(kSeed, 1u << 20);
+  Draws random(kSeed, 1u << 20);
   for (int b = 0; b < kResamples; ++b) {
     double sum = 0;
     uint32_t bits = 0;
@@ -353,7 +374,7 @@ double spearman_p(const std::vector<double>& x, const std::vector<double>& y) {
     } while (std::next_permutation(order.begin(), order.end()));
     return static_cast<double>(hits) / static_cast<double>(all);
   }
-  Philox random(kSeed, 2u << 20);
+  Draws random(kSeed, 2u << 20);
   for (; all < kResamples; ++all) {
     shuffle(ry, random);
     hits += std::abs(correlation(rx, ry)) >= observed;

@@ -374,7 +374,9 @@ Verdict judge_time(const Experiment& e) {
   v.claim = "Tuning longer does not necessarily help";
   v.contrast = "stopping early − longest: right of zero, stopping early is better";
   v.rule =
-      "Per task and learning condition, an earlier checkpoint (no more than half of the longest budget; which one is "
+      "LoRA (other learning methods where the plan has no LoRA), per task and history size, averaged over models, "
+      "compressions "
+      "and ranks: an earlier checkpoint (no more than half of the longest budget; which one is "
       "chosen "
       "on the other half of the people) minus the longest. Supported: in at least one condition the longest gains less "
       "than "
@@ -387,8 +389,12 @@ Verdict judge_time(const Experiment& e) {
     std::vector<std::string> cells;
   };
   std::map<std::string, Trajectory> trajectories;
+  const auto has_time = [](const CellConfig& c) {
+    return is_learning(c.method.name) && (!c.curve.empty() || c.steps.size() == 1);
+  };
+  const bool lora = plan_has(e, [&](const CellConfig& c) { return c.method.name == "lora" && has_time(c); });
   for (const Condition& c : e.conditions) {
-    if (!is_learning(c.config.method.name)) continue;
+    if (lora ? c.config.method.name != "lora" : !is_learning(c.config.method.name)) continue;
     Trajectory& t = trajectories[context_key(c.config, {"steps"})];
     if (!t.condition) t.condition = &c;
     for (const auto& [key, cell] : c.runs) {
@@ -399,7 +405,6 @@ Verdict judge_time(const Experiment& e) {
       t.cells.push_back(cell->hash);
     }
   }
-  // ranks, alphas and rates of one condition are averaged
   std::map<std::string, std::vector<Contrast>> groups;
   std::map<std::string, std::string> labels;
   for (const auto& entry : trajectories) {
@@ -422,11 +427,10 @@ Verdict judge_time(const Experiment& e) {
     c.second_label = fmt::format("{} steps", longest->first);
     c.cells = t.cells;
     const CellConfig& config = t.condition->config;
-    const std::string group = context_key(config, {"steps", "rank", "alpha", "lr"});
+    const std::string group = context_key(config, {"method", "model", "compression"});
     groups[group].push_back(std::move(c));
-    labels[group] = fmt::format("{} · {}{}{}", e.tasks.at(t.condition->task).label, method_title(config.method.name),
-                                config.history == 0 ? "" : fmt::format(", {} items", config.history),
-                                config.compression == "none" ? "" : ", " + config.compression);
+    labels[group] = e.tasks.at(t.condition->task).label +
+                    (config.history == 0 ? "" : fmt::format(" · {} items used", config.history));
   }
   const bool planned =
       plan_has(e, [](const CellConfig& c) { return is_learning(c.method.name) && !c.curve.empty(); }) ||
@@ -437,17 +441,12 @@ Verdict judge_time(const Experiment& e) {
     nothing_to_compare(v, planned, "a learning method with scores at several budgets");
     return v;
   }
-  // the same label in two settings: say which model
-  std::map<std::string, int> uses;
-  for (const auto& entry : labels) ++uses[entry.second];
   std::vector<std::vector<const Contrast*>> lists;
   std::vector<const Contrast*> everything;
   for (const auto& [group, contrasts] : groups) {
     lists.push_back(pointers(contrasts));
     everything.insert(everything.end(), lists.back().begin(), lists.back().end());
-    std::string label = labels[group];
-    if (uses[label] > 1) label += " · " + model_label(Json::parse(group).value("model", std::string()));
-    Comparison row = compare("by condition", label, lists.back());
+    Comparison row = compare("by task and history", labels[group], lists.back());
     row.decides = true;
     row.reading = suffices_reading(row.effect, "longer hurts", "longer gains under a point", "longer helps");
     v.rows.push_back(std::move(row));
@@ -467,7 +466,7 @@ Verdict judge_time(const Experiment& e) {
   v.state = enough > 0 ? State::supported : helps == n ? State::refuted : State::inconclusive;
   Comparison pooled = compare("pooled", "all tasks", everything);
   pooled.reading = suffices_reading(pooled.effect, "longer hurts", "longer gains under a point", "longer helps");
-  v.headline = fmt::format("stopping early changes the score by {} on average", effect_text(pooled.effect));
+  v.headline = fmt::format("Stopping early changes the score by {} on average", effect_text(pooled.effect));
   if (v.state == State::supported)
     v.sentence = fmt::format(
         "The longest budget brings less than a point in {} of {}{}; clearest: “{}”. It helps by more than a point in "
@@ -685,7 +684,7 @@ Verdict judge_rank(const Experiment& e) {
   pooled.reading = reading(pooled.effect);
   pooled.p_holm = pooled.effect.p;
   v.state = suffices_state(pooled.effect);
-  v.headline = "small − large: " + effect_text(pooled.effect);
+  v.headline = "Small − large: " + effect_text(pooled.effect);
   v.sentence =
       v.state == State::supported
           ? fmt::format("Between rank {:g} and {:g}, the smaller half loses less than a point against the larger half.",
@@ -779,7 +778,7 @@ Verdict judge_history(const Experiment& e) {
     pooled.reading = reading(pooled.effect);
     pooled.p_holm = pooled.effect.p;
     states.push_back(suffices_state(pooled.effect));
-    heads.push_back(fmt::format("{}: {}", name, effect_text(pooled.effect)));
+    heads.push_back(fmt::format("{}: {}", is_history ? "History" : "k", effect_text(pooled.effect)));
     const char* what = is_history ? "at most half of the history" : "few examples in the prompt";
     says.push_back(states.back() == State::supported ? fmt::format("{} costs less than a point", what)
                    : states.back() == State::refuted ? fmt::format("{} costs more than a point", what)
@@ -882,7 +881,7 @@ Verdict judge_memory(const Experiment& e) {
   v.state = above(pooled.effect.lo, kMargin)    ? State::supported
             : below(pooled.effect.hi, -kMargin) ? State::refuted
                                                 : State::inconclusive;
-  v.headline = "larger quantized − smaller: " + effect_text(pooled.effect);
+  v.headline = "Larger quantized − smaller: " + effect_text(pooled.effect);
   v.sentence = v.state == State::supported
                    ? "In the same memory, the larger model with fewer bits per weight scores higher."
                : v.state == State::refuted ? "In the same memory, the smaller model at full precision scores higher."
