@@ -216,8 +216,10 @@ class Loader {
       found = module.substr(n);
     }
     for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) used_.insert(found + part);
-    GptqLinear q = unpack_gptq(gptq_source(set_, found), gptq_->of(found));
+    GptqSource source = gptq_source(set_, found);
     const auto shape = gptq_->shapes.find(found);
+    if (shape != gptq_->shapes.end()) source.bias = {};  // is not padded, and loads as a tensor of its own
+    GptqLinear q = unpack_gptq(source, gptq_->of(found));
     if (shape != gptq_->shapes.end()) crop_gptq(q, found, shape->second[0], shape->second[1]);
     if (!q.bias.empty() && std::all_of(q.bias.begin(), q.bias.end(), [](float b) { return b == 0; })) used_.insert(found + ".bias");
     int64_t rows = 0, cols = 0;
