@@ -276,9 +276,12 @@ std::vector<int64_t> PlanReader::seeds(const Value& at) const {
 
 // A number, or a multiple of the rank: r, 2r, r/2, 1.5r.
 std::function<void(MethodSpec&)> PlanReader::alpha(const Value& at) const {
-  const std::string s = text(at, "a number or a multiple of the rank such as 2r or r/2");
+  static const std::string kAlpha = "a number or a multiple of the rank such as 2r or r/2";
+  const std::string s = text(at, kAlpha);
   const size_t r = s.find('r');
   if (r == std::string::npos) {
+    const char last = s.back();
+    if (last != '.' && !std::isdigit(static_cast<unsigned char>(last))) wrong_type(at, kAlpha);
     const double value = number(at, 0, 1e6, true);
     return [value](MethodSpec& m) { m.alpha = value; };
   }
@@ -289,7 +292,7 @@ std::function<void(MethodSpec&)> PlanReader::alpha(const Value& at) const {
   const double over = after.empty() ? 1 : after[0] == '/' && after.size() > 1 ? std::strtod(after.c_str() + 1, &end) : 0;
   const bool good_over = after.empty() || *end == '\0';
   const double factor = times / over;
-  if (!good_times || !good_over || !(factor > 0) || !std::isfinite(factor)) wrong_type(at, "a number or a multiple of the rank such as 2r or r/2");
+  if (!good_times || !good_over || !(factor > 0) || !std::isfinite(factor)) wrong_type(at, kAlpha);
   return [factor](MethodSpec& m) { m.alpha = factor * static_cast<double>(m.rank); };
 }
 
