@@ -7,6 +7,7 @@ void add_data(CLI::App& app, Run* run) {
   CLI::App* command = app.add_subcommand("data", "make and check the data of experiments");
   command->require_subcommand(1);
   add_data_check(*command, run);
+  add_data_world(*command, run);
 }
 
 }  // namespace thimble::cli
