@@ -354,6 +354,8 @@ int run_export(const LabOptions& o) {
     }
     out = "lab-" + plain_name(plan.name);
   }
+  // Models and data of a plan may be relative paths.
+  const std::string here = fmt::format("cd {} && ", shell_quoted(absolute(".")));
   std::string command = fmt::format("thimble lab run {} --out {} --threads {} --no-report --quiet", shell_quoted(absolute(o.plan)), shell_quoted(absolute(out)),
                                     o.slurm ? "\"${SLURM_CPUS_PER_TASK:-" + std::to_string(threads) + "}\"" : std::to_string(threads));
   if (overrides.ram) command += fmt::format(" --ram {}", *overrides.ram);
@@ -372,9 +374,9 @@ int run_export(const LabOptions& o) {
         "cell=$(sed -n \"${{SLURM_ARRAY_TASK_ID}}p\" <<'CELLS'\n",
         plain_name(plan.name), hashes.size(), threads, shell_quoted(absolute(out)));
     for (const std::string& hash : hashes) script += hash + "\n";
-    script += "CELLS\n)\nexec " + command + " --cells \"$cell\"\n";
+    script += "CELLS\n)\n" + here + "exec " + command + " --cells \"$cell\"\n";
   } else {
-    for (const std::string& hash : hashes) script += command + " --cells " + hash + "\n";
+    for (const std::string& hash : hashes) script += here + command + " --cells " + hash + "\n";
   }
   if (o.common.json) {
     print_json({{"schema", "thimble.lab_export/1"}, {"kind", o.slurm ? "slurm" : "parallel"}, {"out", absolute(out)}, {"cells", hashes}, {"script", script}});

@@ -89,7 +89,6 @@ std::string MachineFile::key(const CellConfig& config) const {
   c.steps.resize(std::min<size_t>(2, c.steps.size()));
   std::fill(c.steps.begin(), c.steps.end(), 1);
   c.curve.clear();
-  c.ram = 0;
   if (c.task.is_world) c.task_sha256.clear();  // depends on the seed
   return sha256_hex(fmt::format("{} {} {}", c.to_json().dump(), isa_, threads_)).substr(0, 16);
 }

@@ -21,7 +21,7 @@ class MachineFile {
 
   FileHashes hashes;
 
-  // The cost of cells like this one: same model, compression, method, task but for seeds, steps and RAM. Measured with
+  // The cost of cells like this one: the same but for seeds and the number of steps. Measured with
   // the estimator where it is not stored yet; without estimator, or where measuring failed, empty.
   // *error: why measuring failed (kept, so that it is tried once per process).
   std::optional<CellEstimate> estimate(const CellConfig& config, const Estimator& estimator, std::string* error = nullptr);
