@@ -61,7 +61,7 @@ void add_data_world(CLI::App& data, Run* run) {
   command->add_option("--key", d.key, "LaMP_2: tags depend on the topic (a rule) or the name (a fact)");
   command->add_option("--classes", d.classes, "LaMP_2: tags in the list (2 to 16, default 16)");
   command->add_option("--noise", d.noise, "probability of a wrong answer (default 0)");
-  command->add_option("--person", d.person, "how far answers depend on the person rather than the text, 0 to 1 (default 0.8)");
+  command->add_option("--person", d.person, "how far answers depend on the person rather than the text, 0 to 1 (default 0.7)");
   command->add_option("--overlap", d.overlap, "lexical, or latent: history and questions share no topic words");
   command->add_option("--drift", d.drift, "share of a person's rules that change half-way (default 0)");
   add_common_options(*command, o->common);

@@ -56,8 +56,7 @@ int run_recipe(const CommonOptions& common, const RecipeOptions& o) {
   Json gates = Json::array();
   train.gate = [&](int64_t step) {
     const GateScores scores = measure_gate(transformer, *ctx, mix, recipe.gate_questions);
-    say(common, fmt::format("step {}: known ratings {:.3f} and {:.3f}, copying {:.3f} of {:.3f}", step, scores.known_rating_1, scores.known_rating_3,
-                            scores.fact, scores.neighbour));
+    say(common, fmt::format("step {}: {}", step, scores.words()));
     return scores.passes(recipe.decay_gate);
   };
   if (o.steps > 0) {  // the beginning of the run, for a test
@@ -111,8 +110,7 @@ int run_recipe(const CommonOptions& common, const RecipeOptions& o) {
                         {"config.json", sha256_file(join_path(o.out, "config.json"))}};
     write_file(join_path(o.out, "training.json"), report.dump(2) + "\n");
     if (!scores.passes(recipe.gate))
-      warn(fmt::format("{}: the finished model does not pass its gate (known ratings {:.3f} and {:.3f}, copying {:.3f} of {:.3f}): raise max_steps or change the mix",
-                       recipe.name, scores.known_rating_1, scores.known_rating_3, scores.fact, scores.neighbour));
+      warn(fmt::format("{}: the finished model does not pass its gate ({}): raise max_steps or change the mix", recipe.name, scores.words()));
   }
   if (common.json)
     print_json(report);

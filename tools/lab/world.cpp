@@ -263,18 +263,20 @@ void possible_texts(const WorldDials& w, const TextDials& d, const std::vector<T
     scores.add("rougeL", rouge_l(prediction, gold));
   };
   // Impersonal answers: everybody's opener and closer or none, with any choice of words from the text.
-  constexpr int kPlain = 6;
+  constexpr int kPlain = 4;
   const auto plain = [&](const Scene& s, int form, bool framed) {
     Style style = habits().style;
     if (is(d, "LaMP_7")) {
-      const std::string own = render(Shape::tweet, s);
+      Scene own_words = s;
+      if (form % 2 == 1) own_words.verb = style.verb;
+      if (form >= 2)
+        for (Adjective& a : own_words.adjectives) a.synonym = style.synonym[a.attribute][a.pole];
+      const std::string own = render(Shape::tweet, own_words);
       return framed ? std::string(kOpenerWords[style.opener[0]]) + " " + own + " " + kCloserWords[style.closer[0]] : own;
     }
-    if (form >= 4) {
-      const std::string text = scene_text(*d.task, s);
-      const std::string words = form == 4 ? text
-                                          : std::string(kTopicNouns[s.topic][s.noun1]) + " " + kTopicNouns[s.topic][s.noun2] + " " +
-                                                name_word(s.name) + " of " + town_word(s.name) + " the";
+    if (form >= 2) {
+      const std::string words = form == 2 ? scene_text(*d.task, s)
+                                          : std::string(kTopicNouns[s.topic][s.noun1]) + " of " + town_word(s.name) + " with " + name_word(s.name);
       return framed ? std::string(kOpenerWords[style.opener[0]]) + " " + words + " " + kCloserWords[style.closer[0]] : words;
     }
     style.form = static_cast<uint8_t>(form);
@@ -305,7 +307,7 @@ void possible_texts(const WorldDials& w, const TextDials& d, const std::vector<T
           synonym[s.adjectives[0].attribute][s.adjectives[0].pole][i] +=
               middle.find(std::string(" ") + kAdjectives[s.adjectives[0].attribute][s.adjectives[0].pole][i] + " ") != std::string::npos;
       } else {
-        for (int f = 0; f < 4; ++f) {
+        for (int f = 0; f < 2; ++f) {
           Style guess = t.now.style;
           guess.form = static_cast<uint8_t>(f);
           const std::string whole = styled(guess, s, d);

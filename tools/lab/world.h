@@ -20,7 +20,7 @@ struct WorldDials {
   std::string key = "topic";      // LaMP_2: topic (a rule) or name (a fact)
   int64_t classes = 16;           // LaMP_2: tags in the list (2..16)
   double noise = 0;               // probability that an answer is replaced by a random other one
-  double person = 0.8;            // share of keys on which the person differs from everybody's habit
+  double person = 0.7;            // share of keys on which the person differs from everybody's habit
   std::string overlap = "lexical";  // lexical, or latent: history and queries share no topic words
   double drift = 0;               // share of the person's rules that change in the middle of the history
   uint64_t seed = 0;              // of the population

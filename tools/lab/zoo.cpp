@@ -66,11 +66,17 @@ double answer_accuracy(Transformer& transformer, Context& ctx, const Tokenizer& 
 
 bool GateScores::passes(const GateLimits& limits) const {
   return known_rating_1 >= limits.known_rating && known_rating_3 >= limits.known_rating &&
-         fact >= neighbour - limits.fact_below_neighbour;
+         fact >= neighbour - limits.fact_below_neighbour && known_tag >= limits.known_tag;
+}
+
+std::string GateScores::words() const {
+  return fmt::format("known people's ratings {:.3f} (1 attribute) {:.3f} (3), tags {:.3f}; copying {:.3f} of {:.3f}; citations {:.3f}; strangers' ratings {:.3f}, tags {:.3f}",
+                     known_rating_1, known_rating_3, known_tag, fact, neighbour, citation, stranger_rating, stranger_tag);
 }
 
 nlohmann::ordered_json GateScores::to_json() const {
-  return {{"known_rating_1", known_rating_1}, {"known_rating_3", known_rating_3}, {"fact_k1", fact}, {"neighbour", neighbour}, {"questions", questions}};
+  return {{"known_rating_1", known_rating_1}, {"known_rating_3", known_rating_3}, {"known_tag", known_tag}, {"fact_k1", fact}, {"neighbour", neighbour},
+          {"citation_k4", citation}, {"stranger_rating", stranger_rating}, {"stranger_tag", stranger_tag}, {"questions", questions}};
 }
 
 ZooRecipe load_recipe(const std::string& path) {
@@ -92,17 +98,17 @@ ZooRecipe load_recipe(const std::string& path) {
   r.config = nlohmann::ordered_json::parse(text).at("config");
 
   if (const auto mix = root.object("mix")) {
-    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rating_known", "rating_turns", "rating_packed", "rating_single", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
+    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rule_known", "rule_turns", "rule_packed", "rule_single", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
     const auto share = [&](const char* key, double& value) { value = mix->get_double(key, value, 0, 1e6); };
     share("known", r.mix.known);
     share("turns", r.mix.turns);
     share("packed", r.mix.packed);
     share("single", r.mix.single);
     share("pair", r.mix.pair);
-    share("rating_known", r.mix.rating_known);
-    share("rating_turns", r.mix.rating_turns);
-    share("rating_packed", r.mix.rating_packed);
-    share("rating_single", r.mix.rating_single);
+    share("rule_known", r.mix.rule_known);
+    share("rule_turns", r.mix.rule_turns);
+    share("rule_packed", r.mix.rule_packed);
+    share("rule_single", r.mix.rule_single);
     share("text_weight", r.mix.text_weight);
     share("answer_weight", r.mix.answer_weight);
     share("random_examples", r.mix.random_examples);
@@ -139,28 +145,37 @@ ZooRecipe load_recipe(const std::string& path) {
   const auto limits = [&](const char* key, GateLimits usual) {
     const auto object = root.object(key);
     if (!object) return usual;
-    only_keys(*object, {"known_rating", "fact_below_neighbour"});
-    return GateLimits{object->get_double("known_rating", usual.known_rating, 0, 1), object->get_double("fact_below_neighbour", usual.fact_below_neighbour, 0, 1)};
+    only_keys(*object, {"known_rating", "known_tag", "fact_below_neighbour"});
+    return GateLimits{object->get_double("known_rating", usual.known_rating, 0, 1), object->get_double("fact_below_neighbour", usual.fact_below_neighbour, 0, 1),
+                      object->get_double("known_tag", usual.known_tag, 0, 1)};
   };
   r.gate = limits("gate", GateLimits{});
-  r.decay_gate = limits("decay_gate", GateLimits{0.9, 0.08});
+  r.decay_gate = limits("decay_gate", GateLimits{0.9, 0.08, 0.6});
   return r;
 }
 
 GateScores measure_gate(Transformer& transformer, Context& ctx, const PretrainMix& mix, int64_t questions) {
   GateScores scores;
   scores.questions = questions;
-  std::vector<MixQuestion> one, three, facts;
+  std::vector<MixQuestion> one, three, tags, facts, citations, ratings, others;
   int64_t neighbours = 0;
   for (int64_t i = 0; i < questions; ++i) {
     one.push_back(mix.known_rating(1, i));
     three.push_back(mix.known_rating(3, i));
+    tags.push_back(mix.known_tag(i));
+    citations.push_back(mix.citation(4, i));
+    ratings.push_back(mix.stranger("LaMP_3", i));
+    others.push_back(mix.stranger("LaMP_2", i));
     bool right = false;
     facts.push_back(mix.fact(128, 1, i, &right));
     neighbours += right;
   }
   scores.known_rating_1 = answer_accuracy(transformer, ctx, mix.tokenizer(), one);
   scores.known_rating_3 = answer_accuracy(transformer, ctx, mix.tokenizer(), three);
+  scores.known_tag = answer_accuracy(transformer, ctx, mix.tokenizer(), tags);
+  scores.citation = answer_accuracy(transformer, ctx, mix.tokenizer(), citations);
+  scores.stranger_rating = answer_accuracy(transformer, ctx, mix.tokenizer(), ratings);
+  scores.stranger_tag = answer_accuracy(transformer, ctx, mix.tokenizer(), others);
   scores.fact = answer_accuracy(transformer, ctx, mix.tokenizer(), facts);
   scores.neighbour = double(neighbours) / double(questions);
   return scores;

@@ -17,13 +17,17 @@ namespace thimble::lab {
 struct GateLimits {
   double known_rating = 0.95;       // accuracy on known people's ratings, at one and at three attributes
   double fact_below_neighbour = 0.03;  // how far copying from one example may fall short of the nearest neighbour
+  double known_tag = 0.8;           // accuracy on known people's tags of topics
 };
 
 struct GateScores {
-  double known_rating_1 = 0, known_rating_3 = 0, fact = 0, neighbour = 0;
+  double known_rating_1 = 0, known_rating_3 = 0, known_tag = 0, fact = 0, neighbour = 0;
+  double citation = 0;              // with four examples; reported, not required
+  double stranger_rating = 0, stranger_tag = 0;  // zero-shot; reported
   int64_t questions = 0;
   bool passes(const GateLimits& limits) const;
   nlohmann::ordered_json to_json() const;
+  std::string words() const;
 };
 
 struct ZooRecipe {

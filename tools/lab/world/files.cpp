@@ -90,7 +90,7 @@ WorldFiles write_world(const std::string& dir, const WorldDials& dials, const st
                      {"protocol",
                       "possible: best scores on the questions of time/test (and of all people of the user split): from the query alone, from the "
                       "whole history too, and knowing the person. Ratings by enumerating all preferences; tags and citations by the rules that "
-                      "histories show; texts: query is the best of twelve impersonal styles, latent two draws of the same author, 1000 samples."},
+                      "histories show; texts: query is the best of eight impersonal styles, latent two draws of the same author, 1000 samples."},
                      {"tasks", per_task}};
   const std::string path = join_path(dir, "world.json");
   write_file(path, root.dump(2) + "\n");

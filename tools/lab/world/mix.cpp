@@ -103,11 +103,12 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
   WorldDials w;
   w.task = weighted(rng, options_.tasks);
   const Task& task = find_task(w.task);
-  const bool rates = is(task, "LaMP_3");
-  const bool known = rng.uniform() < (rates ? options_.rating_known : options_.known);
+  if (is(task, "LaMP_2") && rng.uniform() < 0.4) w.key = "name";
+  const bool rule = is(task, "LaMP_3") || (is(task, "LaMP_2") && w.key == "topic");
+  // 64 names of 32 people are too many facts to be worth knowing: who they are said of are strangers.
+  const bool known = w.key != "name" && rng.uniform() < (rule ? options_.rule_known : options_.known);
   const auto author = static_cast<size_t>(rng.below(kAuthors));
   // Dials of the text. Known people have the usual ones, so that what the weights learn of them is one set of rules.
-  if (is(task, "LaMP_2") && rng.uniform() < 0.5) w.key = "name";
   if (is(task, "LaMP_3")) w.keys = weighted(rng, std::vector<std::pair<int, double>>{{1, 0.45}, {2, 0.25}, {3, 0.2}, {4, 0.1}});
   if (task.kind == TaskKind::text) w.keys = known ? 1 + static_cast<int64_t>(author % 2) : 1 + static_cast<int64_t>(rng.below(2));
   if (!known) {
@@ -117,7 +118,7 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
   }
   enum Kind { kTurns, kPacked, kSingle, kPair };
   const MixOptions& o = options_;
-  const auto kind = weighted(rng, rates ? std::vector<std::pair<Kind, double>>{{kTurns, o.rating_turns}, {kPacked, o.rating_packed}, {kSingle, o.rating_single}}
+  const auto kind = weighted(rng, rule ? std::vector<std::pair<Kind, double>>{{kTurns, o.rule_turns}, {kPacked, o.rule_packed}, {kSingle, o.rule_single}}
                                         : std::vector<std::pair<Kind, double>>{{kTurns, o.turns}, {kPacked, o.packed}, {kSingle, o.single}, {kPair, o.pair}});
   // Strangers' turns are about few things, so that earlier turns say something about later ones.
   if (kind == kTurns && !known && is(task, "LaMP_2")) w.keys = 2 + static_cast<int64_t>(rng.below(6));
@@ -145,7 +146,7 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
     out.push_back({name + pair.prompt, text_weight});
     answer(pair.completion);
   } else if (kind == kTurns) {
-    const auto turns = rates ? 6 + rng.below(7) : 3 + rng.below(task.kind == TaskKind::text ? 3 : 6);
+    const auto turns = rule ? 6 + rng.below(7) : 3 + rng.below(task.kind == TaskKind::text ? 3 : 6);
     for (uint64_t t = 0; t < turns; ++t) {
       const Asked a = ask(d, rules, t + 1 == turns ? Side::query : Side::history, allowed, rng);
       out.push_back({t == 0 ? name + a.question : "\n" + short_form(task, a.question), text_weight});
@@ -228,6 +229,27 @@ MixQuestion PretrainMix::fact(int64_t n, int k, int64_t i, bool* neighbour_right
   const std::string prompt = with_examples(*d.task, items, a.question, k, options_.retriever, 0, &found);
   *neighbour_right = !found.empty() && items[static_cast<size_t>(found[0])].fields[1] == a.answer;
   return {prompt + kFormat.prefix, a.answer, labels_of(*d.task, a.question)};
+}
+
+MixQuestion PretrainMix::known_tag(int64_t i) const {
+  Philox rng(seed_, kGateStream | uint64_t{4} << 48 | static_cast<uint64_t>(i));
+  WorldDials w;
+  w.task = "LaMP_2";
+  const TextDials d = text_dials(w);
+  const size_t author = static_cast<size_t>(i) % kAuthors;
+  const Asked a = ask(d, people_->known[author], Side::query, {}, rng);
+  return {"for " + std::string(kAuthorWords[author]) + ": " + a.question + kFormat.prefix, a.answer, labels_of(*d.task, a.question)};
+}
+
+MixQuestion PretrainMix::citation(int k, int64_t i) const {
+  Philox rng(seed_, kGateStream | uint64_t{5} << 48 | static_cast<uint64_t>(i));
+  WorldDials w;
+  w.task = "LaMP_1";
+  const TextDials d = text_dials(w);
+  const Rules rules = draw_rules(rng, d);
+  const std::vector<Item> items = history(d, rules, {}, 64, rng);
+  const Asked a = ask(d, rules, Side::query, {}, rng);
+  return {with_examples(*d.task, items, a.question, k, options_.retriever, 0) + kFormat.prefix + "[", a.answer.substr(1, 1), {"1", "2"}};
 }
 
 MixQuestion PretrainMix::stranger(const std::string& task, int64_t i) const {

@@ -22,12 +22,13 @@ namespace thimble::lab {
 
 struct MixOptions {
   // Shares of the tasks, of any sum.
-  std::map<std::string, double> tasks = {{"LaMP_1", 0.06}, {"LaMP_2", 0.20}, {"LaMP_3", 0.50}, {"LaMP_4", 0.07},
-                                         {"LaMP_5", 0.05}, {"LaMP_6", 0.05}, {"LaMP_7", 0.07}};
+  std::map<std::string, double> tasks = {{"LaMP_1", 0.12}, {"LaMP_2", 0.26}, {"LaMP_3", 0.38}, {"LaMP_4", 0.06},
+                                         {"LaMP_5", 0.05}, {"LaMP_6", 0.05}, {"LaMP_7", 0.08}};
   double known = 0.5;                // share of sequences with a known person
-  double turns = 0.4, packed = 0.35, single = 0.2, pair = 0.05;
-  // Ratings: that weights can hold a person's rule is learned late and suddenly, from many answers of known people.
-  double rating_known = 0.75, rating_turns = 0.65, rating_packed = 0.2, rating_single = 0.15;
+  double turns = 0.35, packed = 0.35, single = 0.25, pair = 0.05;
+  // Ratings and tags by topic: that weights can hold a person's rule is learned late and suddenly, from many answers of
+  // known people.
+  double rule_known = 0.7, rule_turns = 0.65, rule_packed = 0.15, rule_single = 0.2;
   double text_weight = 0.1;          // of the loss on everything but answers
   double answer_weight = 1;          // of the loss on an answer's tokens; texts: half of it
   double random_examples = 0.2;      // share of packed sequences with random instead of retrieved examples
@@ -56,6 +57,8 @@ class PretrainMix {
   // Questions of the gate, number i of each:
   MixQuestion known_rating(int attributes, int64_t i) const;        // a known person's rating, without examples
   MixQuestion fact(int64_t history, int k, int64_t i, bool* neighbour_right) const;  // a stranger's tag of a name, with k examples
+  MixQuestion known_tag(int64_t i) const;                           // a known person's tag of a topic, without examples
+  MixQuestion citation(int k, int64_t i) const;                     // a stranger's citation, with k examples
   MixQuestion stranger(const std::string& task, int64_t i) const;   // zero-shot
   const Tokenizer& tokenizer() const { return tokenizer_; }
   const MixOptions& options() const { return options_; }

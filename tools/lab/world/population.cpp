@@ -29,22 +29,17 @@ Style draw_style(Philox& rng) {
   Style s;
   s.opener = {pick(rng, kOpeners), pick(rng, kOpeners)};
   s.closer = {pick(rng, kClosers), pick(rng, kClosers)};
-  s.form = pick(rng, 4);
+  s.form = pick(rng, 2);
   s.verb = pick(rng, kVerbs);
   for (auto& attribute : s.synonym)
     for (uint8_t& pole : attribute) pole = pick(rng, 2);
   return s;
 }
 
+// Titles name the first noun and either the town or the person.
 std::string content(const Scene& s, int form) {
-  const char* one = kTopicNouns[s.topic][s.noun1];
-  const char* two = kTopicNouns[s.topic][s.noun2];
-  switch (form) {
-    case 0: return std::string(one) + " of " + town_word(s.name);
-    case 1: return name_word(s.name) + " and the " + one;
-    case 2: return "the " + s.adjectives[0].word() + " " + two;
-    default: return std::string(one) + " with " + two;
-  }
+  const std::string noun = kTopicNouns[s.topic][s.noun1];
+  return form == 0 ? noun + " of " + town_word(s.name) : noun + " with " + name_word(s.name);
 }
 
 }  // namespace
@@ -110,7 +105,7 @@ Rules draw_rules(Philox& rng, const TextDials& d) {
   tags.resize(std::max<size_t>(2, tags.size() / 2));
   for (uint8_t& tag : r.tag_of_topic) tag = own() ? tags[rng.below(tags.size())] : static_cast<uint8_t>(tag % d.classes);
   for (uint8_t& tag : r.tag_of_name) tag = own() ? tags[rng.below(tags.size())] : static_cast<uint8_t>(tag % d.classes);
-  // Pole 0 is liked by most: by three quarters at the usual share of personal rules.
+  // Pole 0 is liked by most: by 78 % at the usual share of personal rules.
   for (int8_t& w : r.weight) {
     const int size = rng.below(2) ? 2 : 1;
     w = static_cast<int8_t>(rng.uniform() < d.person * 0.3125 ? -size : size);

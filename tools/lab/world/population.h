@@ -17,7 +17,7 @@ namespace thimble::lab {
 struct Style {
   std::array<uint8_t, 2> opener{};  // [topic group]: topics 0..7 and 8..15
   std::array<uint8_t, 2> closer{};  // [pole of the adjective]
-  uint8_t form = 0;                 // which words of the text a title takes
+  uint8_t form = 0;                 // which words of the text a title takes: 0 or 1
   uint8_t verb = 0;                 // tweets
   std::array<std::array<uint8_t, 2>, kAttributes> synonym{};  // tweets: [attribute][pole]
 };
@@ -37,7 +37,7 @@ struct TextDials {
   int keys = 0;
   bool by_name = false;
   int classes = kTags;
-  double noise = 0, person = 0.8, drift = 0;
+  double noise = 0, person = 0.7, drift = 0;
   bool latent = false;
 };
 TextDials text_dials(const WorldDials& dials);
