@@ -337,12 +337,13 @@ RunSummary run_cells(const PreparedRun& run, const RunnerOptions& options) {
     options.progress(asked.size() - open.size() - running.size(), asked.size(), left / jobs, what);
   };
   const auto stop_children = [&] {
-    for (const Child& c : running) ::kill(c.pid, SIGTERM);
     const double patience = now_s() + 5;
+    for (const Child& c : running) ::kill(c.pid, SIGTERM);
     for (Child& c : running) {
       int status = 0;
-      while (::waitpid(c.pid, &status, WNOHANG) == 0) {
-        if (now_s() > patience) ::kill(c.pid, SIGKILL);
+      // Again and again: before its exec a child still has our handlers, and would only take note.
+      for (int i = 1; ::waitpid(c.pid, &status, WNOHANG) == 0; ++i) {
+        if (i % 10 == 0) ::kill(c.pid, now_s() > patience ? SIGKILL : SIGTERM);
         pause_ms(5);
       }
       if (!store.published(c.hash)) store.clean(c.hash);
@@ -352,8 +353,9 @@ RunSummary run_cells(const PreparedRun& run, const RunnerOptions& options) {
   try {
     while (!open.empty() || !running.empty()) {
       if (options.stop && options.stop()) {
+        const size_t left = open.size() + running.size();
         stop_children();
-        throw Error(ErrorCode::interrupted, fmt::format("{}: interrupted with {} cells to go", run.dir, open.size()), "run the same command again to continue");
+        throw Error(ErrorCode::interrupted, fmt::format("{}: interrupted with {} cells to go", run.dir, left), "run the same command again to continue");
       }
       for (size_t i = 0; i < running.size();) {
         Child& c = running[i];
@@ -370,8 +372,9 @@ RunSummary run_cells(const PreparedRun& run, const RunnerOptions& options) {
             store.clean(c.hash);
             open.push_back(c.hash);
             running.erase(running.begin() + static_cast<long>(i));
+            const size_t left = open.size() + running.size();
             stop_children();
-            throw Error(ErrorCode::interrupted, fmt::format("{}: interrupted with {} cells to go", run.dir, open.size()), "run the same command again to continue");
+            throw Error(ErrorCode::interrupted, fmt::format("{}: interrupted with {} cells to go", run.dir, left), "run the same command again to continue");
           }
           store.clean(c.hash);
           store.publish_failed(c.hash, CellConfig::from_json(cells[c.hash]), static_cast<int>(ErrorCode::internal),
