@@ -241,7 +241,9 @@ void spread(std::vector<EndLabel>& labels, double lo, double hi) {
   }
 }
 
-std::string x_tick_text(double v, const std::string& format) { return format == "bytes" ? bytes_text(v) : compact(v); }
+std::string x_tick_text(double v, const std::string& format) {
+  return format == "bytes" ? bytes_text(v) : fmt::format("{:g}", v);
+}
 
 std::string y_axis(const Range& range, const Axis& y, double left, double right) {
   std::string s;
@@ -313,7 +315,10 @@ std::string lines(const Json& panel) {
                  3.6);
     }
     if (!whiskers.empty()) s += fmt::format("<path class=\"ci thin s{}\" d=\"{}\"/>", colour, whiskers);
-    s += fmt::format("<path class=\"ln s{}\" d=\"{}\"/>", colour, path) + dots;
+    if (flag(series, "dashed"))  // a bound, not a measurement
+      s += fmt::format("<path class=\"mark\" d=\"{}\"/>", path);
+    else
+      s += fmt::format("<path class=\"ln s{}\" d=\"{}\"/>", colour, path) + dots;
     if (!points.empty()) labels.push_back({y(number(points.back(), "y", 0)), text_of(series, "label"), colour});
   }
   spread(labels, top + 2, bottom - 2);
@@ -364,7 +369,7 @@ std::string scatter(const Json& panel) {
   }
   double last = -1e9;
   for (double v : at) {
-    const std::string name = x_tick_text(v, format);
+    const std::string name = x_tick_text(std::abs(v) < 1e-12 ? 0 : v, format);
     const double half = static_cast<double>(text_length(name)) * 3.1;
     if (x(v) - half < last + 8 || x(v) - half < left - 8 || x(v) + half > kWidth) continue;
     s += line(x(v), bottom, x(v), bottom + 4, "zero") + text(x(v), bottom + 15, name, "m ax");
@@ -472,7 +477,7 @@ std::string heat(const Json& panel) {
           tip_attribute(tip_of(cell, "value",
                                text_of(panel, "x_label") + " " + columns[j].get<std::string>() + ", " +
                                    text_of(panel, "y_label") + " " + rows[i].get<std::string>())));
-      s += text(x + width / 2, y + 17, fixed(v, 1), share > 0.55 ? "m on" : "m");
+      s += text(x + width / 2, y + 17, fixed(v, 1), share > 0.55 ? "m hv on" : "m hv");
     }
   }
   return s + "</svg>";

@@ -12,10 +12,10 @@ namespace thimble::dashboard {
 //   forest   rows [{label, value, lo, hi, series, shape, text, note}], marks [{label, value}], zero, margin (a shaded
 //   band of
 //            +-margin around zero), stacked (labels above instead of left), min, max
-//   line     series [{label, series, shape, points [{x, y, lo, hi, note}]}], marks (horizontal), log_x, x_label,
-//   x_names {"64": "all"} scatter  points [{label, x, y, lo, hi, series, shape, note}], log_x, x_label, x_format
-//   "bytes", frontier, zero bars     rows [{label, value, text, series, note}], max heat     columns [..], rows [..],
-//   cells [[{value, lo, hi}|null]], x_label, y_label
+//   line     series [{label, series, shape, dashed, points [{x, y, lo, hi, note}]}], marks (horizontal), log_x,
+//   x_label, x_names {"64": "all"} scatter  points [{label, x, y, lo, hi, series, shape, note}], log_x, x_label,
+//   x_format "bytes", frontier, zero bars     rows [{label, value, text, series, note}], max heat     columns [..],
+//   rows [..], cells [[{value, lo, hi}|null]], x_label, y_label
 // series: 0..7, a colour; shape: 0..7, a marker. lo and hi may be null. Numbers are drawn as they are.
 // Throws internal for a type that is none of these.
 std::string chart_svg(const nlohmann::ordered_json& panel);

@@ -20,7 +20,7 @@ constexpr char kStyle[] = R"CSS(
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1240px;margin:0 auto;padding:24px 20px 60px}
-h1{font-size:27px;line-height:1.2;margin:0 0 4px}h2{font-size:20px;margin:44px 0 4px;line-height:1.3}h3{font-size:15px;margin:0;line-height:1.35}
+h1{font-size:27px;line-height:1.2;margin:0 0 4px}h2{font-size:20px;margin:44px 0 4px;line-height:1.3}h3{font-size:15px;margin:0;line-height:1.35}h3::first-letter{text-transform:uppercase}
 p{margin:4px 0 10px;max-width:76ch}a{color:var(--link)}.soft{color:var(--soft)}.small{font-size:13px}
 nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:14px 0 0;font-size:14px}
 .facts{display:flex;flex-wrap:wrap;gap:10px 30px;margin:16px 0 4px;padding:0}.facts div{min-width:86px}
@@ -37,8 +37,8 @@ nav{display:flex;flex-wrap:wrap;gap:4px 16px;margin:14px 0 0;font-size:14px}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,345px),1fr));gap:14px;margin-top:10px;align-items:start}
 .panel .sub{font-size:12.5px;color:var(--soft);margin:1px 0 6px}
 svg{display:block;width:100%;max-width:470px;height:auto;overflow:visible;font-size:11px}
-svg text{fill:var(--ink);font-variant-numeric:tabular-nums}svg .e{text-anchor:end}svg .m{text-anchor:middle}
-svg .ax,svg .mk{fill:var(--soft)}svg .mk{font-size:10px}svg .sl{font-size:10px}svg .v{font-weight:600}svg .on{fill:var(--on)}
+svg text{fill:var(--ink);font-variant-numeric:tabular-nums;paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}svg .e{text-anchor:end}svg .m{text-anchor:middle}
+svg .ax,svg .mk{fill:var(--soft)}svg .mk{font-size:10px}svg .sl{font-size:10px}svg .v{font-weight:600}svg .on{fill:var(--on)}svg .hv{stroke:none}
 svg .grid{stroke:var(--grid)}svg .zero{stroke:var(--soft);stroke-width:1.2}svg .mark{stroke:var(--soft);stroke-dasharray:3 3;fill:none}
 svg .band{fill:var(--band)}svg .ci{stroke-width:2.4;stroke-linecap:round;fill:none}svg .ci.thin{stroke-width:1.3;opacity:.6}svg .ln{fill:none;stroke-width:2}
 svg .front{fill:none;stroke:var(--soft);stroke-width:1.2;stroke-dasharray:1 3;stroke-linecap:round}svg .ht{fill:var(--c1)}
@@ -55,7 +55,7 @@ th,td{padding:5px 10px;text-align:left;border-bottom:1px solid var(--grid);white
 th{position:sticky;top:0;background:var(--card);cursor:pointer;color:var(--soft);font-weight:600;box-shadow:0 1px 0 var(--line);user-select:none}
 th[aria-sort=ascending]::after{content:" ▲";font-size:9px}th[aria-sort=descending]::after{content:" ▼";font-size:9px}
 td.n,th.n{text-align:right}tr:last-child td{border-bottom:0}
-td[style]{background:linear-gradient(to left,var(--band) var(--b),transparent var(--b)) no-repeat}
+td[style]{background:linear-gradient(to right,var(--c6) var(--b),var(--grid) var(--b)) 8px calc(100% - 2px)/calc(100% - 16px) 2px no-repeat;padding-bottom:8px}
 details{font-size:14px;min-width:0}summary{cursor:pointer;color:var(--link);font-size:13px}details p{font-size:13px;margin:6px 0}
 input[type=search]{font:inherit;font-size:14px;padding:5px 10px;width:min(100%,340px);border:1px solid var(--line);border-radius:6px;background:var(--card);color:var(--ink);margin-top:8px}
 ul{margin:6px 0;padding-left:20px;max-width:90ch}li{margin:3px 0}

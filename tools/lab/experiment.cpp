@@ -146,6 +146,22 @@ std::string dial_label(const WorldDials& d, const std::vector<WorldDials>& sibli
   return out;
 }
 
+void name_compressions(Experiment& e) {
+  std::map<std::string, std::set<std::string>> uses;
+  const auto brief = [](const std::string& name) {
+    const size_t colon = name.find(':');
+    if (colon == std::string::npos) return name;
+    std::string out = name.substr(0, name.find('-', colon));
+    out[colon] = ' ';
+    return out;
+  };
+  for (const Cell& c : e.cells) uses[brief(c.config.compression)].insert(c.config.compression);
+  for (const Cell& c : e.cells) {
+    const std::string& name = c.config.compression;
+    e.compressions[name] = name == "none" ? "uncompressed" : uses[brief(name)].size() == 1 ? brief(name) : name;
+  }
+}
+
 std::string task_title(const TaskSpec& task) {
   const std::string& name = task.is_world ? task.world.task : task.lamp_task;
   try {
@@ -277,6 +293,7 @@ Experiment read_experiment(const std::string& dir) {
     e.grids.push_back(std::move(grid));
   }
   name_tasks(e);
+  name_compressions(e);
   group_conditions(e);
   return e;
 }

@@ -73,8 +73,9 @@ struct Experiment {
   std::vector<Cell> cells;                                      // by hash
   std::vector<std::pair<std::string, std::string>> infeasible;  // hash and reason of cells that the device cannot run
   std::vector<Grid> grids;
-  std::vector<Condition> conditions;      // of done cells, in order of their first cell in the grids
-  std::map<std::string, TaskInfo> tasks;  // by key
+  std::vector<Condition> conditions;                // of done cells, in order of their first cell in the grids
+  std::map<std::string, TaskInfo> tasks;            // by key
+  std::map<std::string, std::string> compressions;  // "gptq:int4-g64-asym" to "gptq int4" where that names only one
 
   int64_t count(Cell::State state) const;
 };

@@ -69,13 +69,15 @@ Json marks_of(const std::vector<const Cell*>& cells, bool baselines) {
 }
 
 // Labels that are short and still differ: the method alone, else with its settings, else with all that distinguishes.
-std::vector<std::string> series_labels(const Conditions& conditions) {
+// x: what the series run over ("history", "steps"), which therefore names none of them.
+std::vector<std::string> series_labels(const Experiment& e, const Conditions& conditions, const std::string& x) {
   const std::vector<std::function<std::string(const CellConfig&)>> parts = {
-      [](const CellConfig& c) { return c.compression == "none" ? std::string("uncompressed") : c.compression; },
-      [](const CellConfig& c) { return history_label(c.history); },
+      [&](const CellConfig& c) { return e.compressions.at(c.compression); },
+      [&](const CellConfig& c) { return x == "history" ? std::string() : history_label(c.history); },
       [](const CellConfig& c) { return model_label(c.model); },
-      [](const CellConfig& c) {
+      [&](const CellConfig& c) {
         std::vector<std::string> steps;
+        if (x == "steps") return std::string();
         for (int64_t s : c.steps) steps.push_back(std::to_string(s));
         return steps.empty() ? std::string() : join(steps, "/") + " steps";
       }};
@@ -94,7 +96,8 @@ std::vector<std::string> series_labels(const Conditions& conditions) {
     std::vector<std::string> more;
     for (const auto& part : parts) {
       std::set<std::string> values;
-      for (const Condition* d : conditions) values.insert(part(d->config));
+      for (const Condition* d : conditions)
+        if (!part(d->config).empty()) values.insert(part(d->config));
       if (values.size() > 1 && !part(c->config).empty()) more.push_back(part(c->config));
     }
     if (names.size() == 1 && labels.size() == 1 && !more.empty())
@@ -128,7 +131,8 @@ std::string panel_context(const Experiment& e, const CellConfig& config, bool wi
   }
   std::vector<std::string> parts;
   if (models.size() > 1) parts.push_back(model_label(config.model));
-  if (with_compression && compressions.size() > 1 && config.compression != "none") parts.push_back(config.compression);
+  if (with_compression && compressions.size() > 1 && config.compression != "none")
+    parts.push_back(e.compressions.at(config.compression));
   if (with_history && histories.size() > 1) parts.push_back(history_label(config.history));
   return join(parts, ", ");
 }
@@ -259,8 +263,8 @@ struct LineGroup {
 
 // groups: by panel, then by series.
 void line_panels(const Experiment& e, Json& section,
-                 const std::map<std::string, std::map<std::string, LineGroup>>& groups, const char* x_label,
-                 size_t least_points, bool compression_in_title, bool history_in_title,
+                 const std::map<std::string, std::map<std::string, LineGroup>>& groups, const char* x_part,
+                 const char* x_label, size_t least_points, bool compression_in_title, bool history_in_title,
                  const std::function<std::string(int64_t, const CellConfig&)>& x_name) {
   for (const auto& entry : groups) {
     Conditions conditions;
@@ -278,7 +282,7 @@ void line_panels(const Experiment& e, Json& section,
     const size_t drawn = std::min(order.size(), kMaxSeries);
     Conditions drawn_conditions;
     for (size_t i = 0; i < drawn; ++i) drawn_conditions.push_back(conditions[order[i]]);
-    const std::vector<std::string> labels = series_labels(drawn_conditions);
+    const std::vector<std::string> labels = series_labels(e, drawn_conditions, x_part);
     const CellConfig& config = drawn_conditions[0]->config;
     Json panel = {{"type", "line"},
                   {"title", e.tasks.at(drawn_conditions[0]->task).label},
@@ -308,6 +312,7 @@ void line_panels(const Experiment& e, Json& section,
           position = static_cast<double>(known && items > largest ? items : largest * 2);
         }
         Json point = {{"x", position}};
+        if (std::string(x_part) == "history") point["history"] = x == history_order(0) ? 0 : x;
         put_effect(point, "y", effect);
         point["note"] = sample_note(effect);
         if (!name.empty()) panel["x_names"][fmt::format("{:g}", position)] = name;
@@ -317,7 +322,22 @@ void line_panels(const Experiment& e, Json& section,
     }
     colour(panel["series"], drawn_conditions);
     panel["marks"] = Json::array();
-    for (const Json& m : marks_of(cells_of(drawn_conditions), false)) panel["marks"].push_back(m);
+    if (std::string(x_part) == "history") {  // what is possible grows with the history
+      std::map<double, double> possible;
+      for (const Condition& c : e.conditions) {
+        if (c.task != drawn_conditions[0]->task) continue;
+        const auto best = possible_points(cells_of({&c}), "history");
+        if (!best) continue;
+        for (const Json& line : panel["series"])
+          for (const Json& p : line["points"])
+            if (p.value("history", int64_t{-1}) == c.config.history) possible[p["x"].get<double>()] = *best;
+      }
+      Json line = {{"label", "best possible"}, {"series", 0}, {"dashed", true}, {"points", Json::array()}};
+      for (const auto& [x, y] : possible) line["points"].push_back({{"x", x}, {"y", y}});
+      if (possible.size() > 1) panel["series"].push_back(std::move(line));
+    } else {
+      for (const Json& m : marks_of(cells_of({drawn_conditions[0]}), false)) panel["marks"].push_back(m);
+    }
     Conditions untouched;
     for (const Condition& c : e.conditions)
       if (c.task == drawn_conditions[0]->task && c.config.method.name == "none" && c.config.model == config.model &&
@@ -346,7 +366,7 @@ Json history_chart(const Experiment& e) {
     if (!g.condition) g.condition = &c;
     g.at[history_order(c.config.history)] = c.scores();
   }
-  line_panels(e, section, groups, "history items", 2, false, false,
+  line_panels(e, section, groups, "history", "history items", 2, false, false,
               [](int64_t h, const CellConfig&) { return h == history_order(0) ? std::string("all") : std::string(); });
   return section;
 }
@@ -368,7 +388,7 @@ Json curve_chart(const Experiment& e) {
         g.at[cell->config.steps[0]].runs[key] = {cell->config.task_sha256, cell->users, cell->scores};
     }
   }
-  line_panels(e, section, groups, "optimizer steps per person", 3, false, false,
+  line_panels(e, section, groups, "steps", "optimizer steps per person", 3, false, false,
               [](int64_t, const CellConfig&) { return std::string(); });
   return section;
 }
@@ -534,7 +554,7 @@ Json memory_chart(const Experiment& e) {
       const double bytes = cell->cost["model_bytes"];
       if (bytes <= 0) continue;
       const Effect effect = score_points(c->scores());
-      const std::string compression = c->config.compression == "none" ? "uncompressed" : c->config.compression;
+      const std::string& compression = e.compressions.at(c->config.compression);
       Json point = {{"label", models.size() > 1 ? model_label(c->config.model) + " " + compression : compression},
                     {"x", bytes}};
       put_effect(point, "y", effect);

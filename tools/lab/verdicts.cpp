@@ -492,7 +492,9 @@ Verdict judge_compression(const Experiment& e) {
   v.claim = "A compressed model learns better from little personal data than the uncompressed one";
   v.contrast = "compressed − uncompressed, both after learning: right of zero, the compressed model is better";
   v.rule =
-      "Compressed minus uncompressed, both after learning from the smallest history of the plan, mean over tasks. "
+      "Compressed minus uncompressed, both after learning from the smallest limited history that each task, model and "
+      "method has for both (whole histories only "
+      "where the plan has no limited one), mean over tasks. "
       "Supported: "
       "some compression is better by an interval wholly above +1 that holds for all compressions together. Refuted: "
       "every "
@@ -514,9 +516,10 @@ Verdict judge_compression(const Experiment& e) {
     std::set<int64_t> small_histories;
   };
   std::map<std::string, Parts> parts;  // by compression
-  const auto label = [](const Condition& c) {
-    return c.config.compression == "none" ? "uncompressed" : c.config.compression;
-  };
+  const auto label = [&](const Condition& c) { return e.compressions.at(c.config.compression); };
+  // whole histories are little data only where the plan has nothing smaller
+  const bool limited = plan_has(
+      e, [](const CellConfig& c) { return is_learning(c.method.name) && c.compression != "none" && c.history != 0; });
   for (const auto& context : contexts) {
     const auto none = context.second.find("none");
     if (none == context.second.end()) continue;
@@ -527,7 +530,7 @@ Verdict judge_compression(const Experiment& e) {
         const auto other = none->second.at.find(history);
         if (other != none->second.at.end()) pairs.push_back({condition, other->second});
       }
-      if (pairs.empty()) continue;
+      if (pairs.empty() || (limited && pairs.front().first->config.history == 0)) continue;
       auto small = contrast({pairs.front().first}, {pairs.front().second}, label);
       if (!small) continue;
       Parts& p = parts[compression];
@@ -573,7 +576,8 @@ Verdict judge_compression(const Experiment& e) {
     std::vector<std::string> sizes;
     for (int64_t h : p.small_histories) sizes.push_back(history_text(h));
     for (int64_t h : p.small_histories) whole = whole && h == 0;
-    Comparison row = compare("smallest history", fmt::format("{} ({})", compression, join(sizes, ", ")), lists.back());
+    Comparison row = compare("smallest history",
+                             fmt::format("{} ({})", e.compressions.at(compression), join(sizes, ", ")), lists.back());
     row.decides = true;
     row.reading = reading(row.effect);
     v.rows.push_back(std::move(row));
@@ -584,22 +588,23 @@ Verdict judge_compression(const Experiment& e) {
   const std::vector<Comparison> decisive = v.rows;
   for (const auto& [compression, p] : parts) {
     if (!p.large.empty()) {
-      Comparison row = compare("largest history", compression, pointers(p.large));
+      Comparison row = compare("largest history", e.compressions.at(compression), pointers(p.large));
       row.reading = reading(row.effect);
       v.rows.push_back(std::move(row));
     }
     if (!p.interaction.empty()) {
-      Comparison row = compare("does little data favour it?", compression, pointers(p.interaction));
+      Comparison row = compare("does little data favour it?", e.compressions.at(compression), pointers(p.interaction));
       row.reading = superiority_reading(row.effect, "more with little data", "less with little data");
       v.rows.push_back(std::move(row));
     }
     if (!p.before.empty()) {
-      Comparison row = compare("before learning", compression, pointers(p.before));
+      Comparison row = compare("before learning", e.compressions.at(compression), pointers(p.before));
       row.reading = reading(row.effect);
       v.rows.push_back(std::move(row));
     }
   }
-  for (const auto& [compression, p] : parts) add_task_rows(e, p.small, v.rows, reading, "by task: " + compression);
+  for (const auto& [compression, p] : parts)
+    add_task_rows(e, p.small, v.rows, reading, "by task: " + e.compressions.at(compression));
 
   size_t better = 0, worse = 0, equal = 0;
   const Comparison* best = nullptr;
@@ -831,8 +836,9 @@ Verdict judge_memory(const Experiment& e) {
   for (const Condition& c : e.conditions) contexts[context_key(c.config, {"model", "compression"})].push_back(&c);
   std::map<std::string, std::vector<Contrast>> pairs;
   std::vector<Contrast> all;
-  const auto label = [](const Condition& c) {
-    return model_label(c.config.model) + (c.config.compression == "none" ? "" : " " + c.config.compression);
+  const auto label = [&](const Condition& c) {
+    return model_label(c.config.model) +
+           (c.config.compression == "none" ? "" : " " + e.compressions.at(c.config.compression));
   };
   size_t without_cost = 0;
   for (const auto& entry : contexts)
