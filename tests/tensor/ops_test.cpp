@@ -187,11 +187,11 @@ Case tower_case(const char* name, bool recompute) {
 }
 
 Case loss_case(const char* name, int64_t rows, int64_t vocab, bool bias, bool hidden_wanted, bool head_wanted,
-               bool row_weights = false) {
+               bool row_weights = false, bool sparse = false) {
   std::vector<Leaf> leaves = {value(rows, 12, 31, hidden_wanted), weight(vocab, 12, 32, head_wanted)};
   if (bias) leaves.push_back(weight(1, vocab, 33));
   auto labels = std::make_shared<std::vector<int32_t>>();
-  for (int64_t i = 0; i < rows; ++i) labels->push_back(i % 4 == 1 ? -1 : static_cast<int32_t>(i * 7 % vocab));
+  for (int64_t i = 0; i < rows; ++i) labels->push_back((i % 4 == 1) != sparse ? -1 : static_cast<int32_t>(i * 7 % vocab));
   auto weights = std::make_shared<std::vector<float>>(uniform(34, rows));
   return {name, leaves, [labels, weights, bias, row_weights](Graph& g) {
             g.loss = linear_cross_entropy(g.ctx, g.x(0), g.w(1), bias ? g.w(2) : nullptr, labels->data(), 5.5, nullptr,
@@ -309,7 +309,8 @@ std::vector<Case> cases_of(Op op) {
                [](Graph& g) { return add(g.ctx, scale(g.ctx, g.x(0), -1.7f), activation(g.ctx, g.x(0), Activation::silu)); }}};
     case Op::linear_cross_entropy:
       return {loss_case("loss", 37, 50, false, true, true), loss_case("loss with bias", 9, 17, true, true, true),
-              loss_case("loss, frozen head", 9, 17, false, true, false), loss_case("loss, frozen hidden", 9, 17, false, false, true), loss_case("loss with row weights", 9, 17, true, true, true, true)};
+              loss_case("loss, frozen head", 9, 17, false, true, false), loss_case("loss, frozen hidden", 9, 17, false, false, true), loss_case("loss with row weights", 9, 17, true, true, true, true),
+              loss_case("loss of few rows", 13, 17, true, true, true, false, true), loss_case("loss of few rows with weights", 13, 17, false, true, true, true, true)};
     case Op::lora: {
       std::vector<Case> cases;
       for (float p : {0.0f, 0.3f})
@@ -441,6 +442,62 @@ TEST(Ops, NothingFrozenIsRecorded) {
   EXPECT_FALSE(frozen.grad_written);
   EXPECT_EQ(tape.node_count(), 0u);
   EXPECT_EQ(ctx.grads.used(), 0u);
+}
+
+// Where few rows have a label, the others are skipped: the same losses and gradients as of the labelled rows alone.
+TEST(LinearCrossEntropy, RowsWithoutLabelsAreSkipped) {
+  const KernelTable best = build_kernel_table(best_tier());
+  constexpr int64_t kRows = 50, kCols = 24, kVocab = 70;
+  std::vector<float> hidden = uniform(1, kRows * kCols), head = uniform(2, kVocab * kCols), weights = uniform(3, kRows), few, few_weights;
+  std::vector<int32_t> labels, few_labels;
+  for (int64_t i = 0; i < kRows; ++i) {
+    labels.push_back(i % 5 == 2 ? static_cast<int32_t>(i) : -1);
+    if (labels.back() < 0) continue;
+    few.insert(few.end(), &hidden[size_t(i * kCols)], &hidden[size_t(i * kCols)] + kCols);
+    few_labels.push_back(labels.back());
+    few_weights.push_back(weights[size_t(i)]);
+  }
+  struct Run {
+    double loss;
+    std::vector<double> rows;
+    std::vector<float> d_hidden, d_head;
+  };
+  const auto run = [&](std::vector<float>& x_data, const std::vector<int32_t>& y, const std::vector<float>& row_weights) {
+    Run r{0, std::vector<double>(y.size(), -1), {}, std::vector<float>(head.size())};
+    Weight w;
+    w.rows = kVocab;
+    w.cols = kCols;
+    w.data = head.data();
+    w.grad = r.d_head.data();
+    Context ctx(best, 2, nullptr);
+    Tape tape;
+    ctx.tape = &tape;
+    const ArenaScope scope(ctx.saved);
+    Var x;
+    x.t = Tensor::matrix(x_data.data(), static_cast<int64_t>(y.size()), kCols);
+    x.id = tape.add_value(x.t);
+    r.loss = linear_cross_entropy(ctx, x, &w, nullptr, y.data(), 1, r.rows.data(), row_weights.data());
+    run_backward(ctx, 0);
+    const float* g = grad_of(ctx, x.id);
+    r.d_hidden.assign(g, g + y.size() * kCols);
+    return r;
+  };
+  const Run all = run(hidden, labels, weights), labelled = run(few, few_labels, few_weights);
+  EXPECT_EQ(all.loss, labelled.loss);
+  EXPECT_TRUE(same_bits(all.d_head, labelled.d_head));
+  std::vector<float> zeros(kCols);
+  size_t at = 0;
+  for (size_t i = 0; i < kRows; ++i) {
+    const std::vector<float> row(&all.d_hidden[i * kCols], &all.d_hidden[i * kCols] + kCols);
+    if (labels[i] < 0) {
+      EXPECT_EQ(all.rows[i], 0);
+      EXPECT_EQ(row, zeros);
+      continue;
+    }
+    EXPECT_EQ(all.rows[i], labelled.rows[at]);
+    EXPECT_EQ(std::memcmp(row.data(), &labelled.d_hidden[at * kCols], kCols * sizeof(float)), 0);
+    ++at;
+  }
 }
 
 // 2^18 entries leave 16 rows for a chunk of logits, so 40 rows cross two boundaries: the same losses and gradients as

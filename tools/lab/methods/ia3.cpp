@@ -13,6 +13,6 @@ AdapterOptions ia3_options(const MethodSpec&) {
 }  // namespace
 
 extern const Method kIa3;
-const Method kIa3 = {"ia3", "IA3", true, false, 5e-2, ia3_options};
+const Method kIa3 = {"ia3", "IA3", true, false, 1e-1, ia3_options};
 
 }  // namespace thimble::lab

@@ -14,6 +14,6 @@ AdapterOptions prefix_options(const MethodSpec& spec) {
 }  // namespace
 
 extern const Method kPrefix;
-const Method kPrefix = {"prefix", "prefix tuning", true, false, 5e-2, prefix_options};
+const Method kPrefix = {"prefix", "prefix tuning", true, false, 1e-1, prefix_options};
 
 }  // namespace thimble::lab

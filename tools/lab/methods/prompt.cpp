@@ -14,6 +14,6 @@ AdapterOptions prompt_options(const MethodSpec& spec) {
 }  // namespace
 
 extern const Method kPrompt;
-const Method kPrompt = {"prompt", "prompt tuning", true, false, 3e-2, prompt_options};
+const Method kPrompt = {"prompt", "prompt tuning", true, false, 5e-2, prompt_options};
 
 }  // namespace thimble::lab
