@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -169,6 +170,9 @@ struct FakeOptions {
   std::function<bool(const CellConfig&, size_t index)> missing, failed;
 };
 
+// Without the fsync of write_file(): hundreds of small files.
+inline void put(const std::string& path, const std::string& content) { std::ofstream(path) << content; }
+
 // Writes plan.json, machine.json and the folders of cells; returns the number of cells.
 inline size_t write_fake_experiment(const std::string& dir, const FakePlan& plan, const FakeOptions& options = {}) {
   Json grids = Json::array(), cells = Json::object();
@@ -186,15 +190,15 @@ inline size_t write_fake_experiment(const std::string& dir, const FakePlan& plan
       if (options.missing && options.missing(c, i)) continue;
       const std::string folder = dir + "/cells/" + hash;
       make_directories(folder);
-      write_file(folder + "/config.json", c.to_json().dump());
+      put(folder + "/config.json", c.to_json().dump());
       if (options.failed && options.failed(c, i)) {
-        write_file(folder + "/status.json", Json({{"state", "failed"},
-                                                  {"reason", "predicted to need 212 MB, more than the device's 64 MB"},
-                                                  {"error_code", 4}})
-                                                .dump());
+        put(folder + "/status.json", Json({{"state", "failed"},
+                                           {"reason", "predicted to need 212 MB, more than the device's 64 MB"},
+                                           {"error_code", 4}})
+                                         .dump());
         continue;
       }
-      write_file(folder + "/status.json", Json({{"state", "done"}}).dump());
+      put(folder + "/status.json", Json({{"state", "done"}}).dump());
       const WorldDials& d = c.task.world;
       // people are the task's and the seed's, so that conditions can be paired
       Philox people(std::hash<std::string>()(c.to_json()["task"].dump()), 7), chance(std::stoull(hash, nullptr, 16), 8);
@@ -229,7 +233,7 @@ inline size_t write_fake_experiment(const std::string& dir, const FakePlan& plan
                      .dump() +
                  "\n";
       }
-      write_file(folder + "/curve.jsonl", curve);
+      put(folder + "/curve.jsonl", curve);
       const std::string primary = d.task == "LaMP_5" ? "rouge1" : "accuracy";
       Json m = {{"schema", "thimble.cell_metrics/1"},
                 {"task", d.task},
@@ -260,42 +264,42 @@ inline size_t write_fake_experiment(const std::string& dir, const FakePlan& plan
       m["possible"] = Json::array(
           {{{"metric", primary}, {"query", 0.3}, {"history", (1 - d.noise) * 0.93}, {"latent", 1 - d.noise}}});
       m["chosen"] = {{"k", 4}, {"steps", steps}, {"lr", 0.003}};
-      write_file(folder + "/metrics.json", m.dump());
+      put(folder + "/metrics.json", m.dump());
       const bool large = c.model.find("2m") != std::string::npos;
       const double bits = c.compression.find("int4") != std::string::npos   ? 5.2
                           : c.compression.find("int8") != std::string::npos ? 9.1
                           : c.compression.find("int2") != std::string::npos ? 3.4
                                                                             : 32;
       const double bytes = (large ? 1.85e6 : 0.48e6) * bits / 8;
-      write_file(folder + "/cost.json", Json({{"load_s", bytes * 4e-9},
-                                              {"ttft_s", large ? 0.011 : 0.0041},
-                                              {"prefill_tok_s", large ? 9100 : 31000},
-                                              {"decode_tok_s", large ? 610 : 1720},
-                                              {"train_s", steps * 0.09},
-                                              {"answer_s", 2.4},
-                                              {"samples_per_hour", steps ? 310000 : 0},
-                                              {"step_s", steps ? 0.09 : 0},
-                                              {"peak_rss_bytes", bytes * 5 + 4e7},
-                                              {"model_bytes", bytes},
-                                              {"bits_per_weight", bits},
-                                              {"adapter_bytes", steps ? 61440 : 0},
-                                              {"optimizer_bytes", steps ? 122880 : 0},
-                                              {"kv_bytes", 2e6},
-                                              {"threads", 2},
-                                              {"isa", "avx512"}})
-                                            .dump());
+      put(folder + "/cost.json", Json({{"load_s", bytes * 4e-9},
+                                       {"ttft_s", large ? 0.011 : 0.0041},
+                                       {"prefill_tok_s", large ? 9100 : 31000},
+                                       {"decode_tok_s", large ? 610 : 1720},
+                                       {"train_s", steps * 0.09},
+                                       {"answer_s", 2.4},
+                                       {"samples_per_hour", steps ? 310000 : 0},
+                                       {"step_s", steps ? 0.09 : 0},
+                                       {"peak_rss_bytes", bytes * 5 + 4e7},
+                                       {"model_bytes", bytes},
+                                       {"bits_per_weight", bits},
+                                       {"adapter_bytes", steps ? 61440 : 0},
+                                       {"optimizer_bytes", steps ? 122880 : 0},
+                                       {"kv_bytes", 2e6},
+                                       {"threads", 2},
+                                       {"isa", "avx512"}})
+                                     .dump());
     }
     grids.push_back({{"name", grid}, {"factors", Json::array()}, {"cells", hashes}});
   }
   make_directories(dir);
-  write_file(dir + "/plan.json", Json({{"name", plan.name}, {"grids", grids}, {"cells", cells}}).dump());
-  write_file(dir + "/machine.json", Json({{"machine",
-                                           {{"cpu", "Imaginary CPU"},
-                                            {"threads_available", 2},
-                                            {"memory_bytes", 8000000000},
-                                            {"os", "Linux"},
-                                            {"commit", "0123456789ab"}}}})
-                                        .dump());
+  put(dir + "/plan.json", Json({{"name", plan.name}, {"grids", grids}, {"cells", cells}}).dump());
+  put(dir + "/machine.json", Json({{"machine",
+                                    {{"cpu", "Imaginary CPU"},
+                                     {"threads_available", 2},
+                                     {"memory_bytes", 8000000000},
+                                     {"os", "Linux"},
+                                     {"commit", "0123456789ab"}}}})
+                                 .dump());
   return index;
 }
 

@@ -90,7 +90,7 @@ TEST(Report, AnUnfinishedExperimentSaysSo) {
   EXPECT_EQ(report["failed"][0]["reason"], "predicted to need 212 MB, more than the device's 64 MB");
   const std::string page = read_file(dir / "report/report.html");
   EXPECT_NE(page.find(std::to_string(missing) + " missing, " + std::to_string(failed) + " failed"), std::string::npos);
-  EXPECT_NE(page.find("more than the device&"), std::string::npos) << "reasons stand on the page";
+  EXPECT_NE(page.find("more than the device's 64 MB"), std::string::npos) << "reasons stand on the page";
 }
 
 TEST(Report, AnyNumberOfDoneCellsIsEnough) {

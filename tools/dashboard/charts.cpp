@@ -402,20 +402,28 @@ std::string scatter(const Json& panel) {
     const std::string tip = tip_of(p, "y", text_of(p, "label"));
     marks += marker(px, py, series, shape, tip);
     const std::string label = shorten(text_of(p, "label"), 38);
-    const double w = static_cast<double>(text_length(label)) * 5.4;
-    const Box tries[] = {{px + 8, py - 6, px + 8 + w, py + 6},      {px - 8 - w, py - 6, px - 8, py + 6},
-                         {px - w / 2, py - 20, px + w / 2, py - 8}, {px - w / 2, py + 8, px + w / 2, py + 20},
-                         {px + 5, py - 19, px + 5 + w, py - 7},     {px - 5 - w, py + 7, px - 5, py + 19},
-                         {px + 5, py + 7, px + 5 + w, py + 19},     {px - 5 - w, py - 19, px - 5, py - 7}};
-    for (const Box& b : tries) {  // a label without room stays in the tooltip
+    const double w = static_cast<double>(text_length(label)) * 5.9;
+    struct Place {
+      double dx, dy;
+      const char* anchor;
+    };
+    const Place places[] = {{8, 3.5, ""}, {-8, 3.5, "e"}, {0, -9, "m"}, {0, 17, "m"},
+                            {6, -8, ""},  {-6, 16, "e"},  {6, 16, ""},  {-6, -8, "e"}};
+    for (const Place& place : places) {  // a label without room stays in the tooltip
+      const double x0 = px + place.dx -
+                        (*place.anchor == 'e'   ? w
+                         : *place.anchor == 'm' ? w / 2
+                                                : 0),
+                   baseline = py + place.dy;
+      const Box b{x0, baseline - 9, x0 + w, baseline + 3};
       if (b.x0 < left || b.x1 > kWidth || b.y0 < 0 || b.y1 > bottom) continue;
       if (std::any_of(taken.begin(), taken.end(), [&](const Box& o) { return o.hits(b); })) continue;
-      labels += text(b.x0, b.y1 - 2.5, label, fmt::format("sl t{}", series));
+      labels += text(px + place.dx, baseline, label, fmt::format("sl {} t{}", place.anchor, series));
       taken.push_back(b);
       break;
     }
   }
-  return s + marks + labels + "</svg>";
+  return s + labels + marks + "</svg>";
 }
 
 std::string bars(const Json& panel) {

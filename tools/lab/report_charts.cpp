@@ -636,13 +636,18 @@ Json variance_chart(const Experiment& e) {
       for (const Cell* cell : cells)
         f.level.push_back(seen.emplace(value(cell->config), static_cast<int>(seen.size())).first->second);
       if (seen.size() < 2 || seen.size() == cells.size()) continue;
-      // two factors that always change together cannot be told apart
-      const auto same =
-          std::find_if(named.begin(), named.end(), [&](const NamedLevels& n) { return n.level == f.level; });
-      if (same != named.end())
-        same->name += " = " + f.name;
-      else
+      // what an earlier factor settles (the rank, of methods that have one) adds nothing of its own; two settings that
+      // always change together cannot be told apart and share a bar
+      const auto settles = std::find_if(named.begin(), named.end(), [&](const NamedLevels& n) {
+        std::map<int, int> image;
+        for (size_t c = 0; c < f.level.size(); ++c)
+          if (image.emplace(n.level[c], f.level[c]).first->second != f.level[c]) return false;
+        return true;
+      });
+      if (settles == named.end())
         named.push_back(std::move(f));
+      else if (settles->level == f.level && settles->name != "method" && f.name != "other settings")
+        settles->name += " = " + f.name;
     }
     if (named.empty()) continue;
     std::vector<Factor> use;

@@ -86,8 +86,7 @@ Json cost_table(const Experiment& e, const std::vector<CostColumn>& columns, boo
   std::map<std::vector<std::string>, std::vector<const Cell*>> groups;
   for (const Cell& c : e.cells) {
     if (c.state != Cell::State::done || !c.cost.is_object()) continue;
-    std::vector<std::string> key = {model_label(c.config.model),
-                                    c.config.compression == "none" ? "uncompressed" : c.config.compression};
+    std::vector<std::string> key = {model_label(c.config.model), e.compressions.at(c.config.compression)};
     if (by_method) {
       if (!is_learning(c.config.method.name) && c.config.method.name != "rag+lora") continue;
       key.push_back(method_title(c.config.method.name));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "tools/dashboard/charts.h"
 #include "tools/dashboard/page.h"
@@ -285,7 +286,17 @@ std::string task_section(const Json& r) {
 
 std::string cell_section(const Json& r) {
   std::vector<std::vector<TableCell>> rows;
-  for (const Json& c : r["cells"]) {
+  std::vector<const Json*> order;
+  for (const Json& c : r["cells"]) order.push_back(&c);
+  std::stable_sort(order.begin(), order.end(), [](const Json* a, const Json* b) {
+    const auto key = [](const Json& c) {
+      return std::tuple(text(c, "task"), text(c, "model"), text(c, "compression"), text(c, "method"),
+                        count(c, "history"), count(c, "seed"));
+    };
+    return key(*a) < key(*b);
+  });
+  for (const Json* at : order) {
+    const Json& c = *at;
     const Json cost = c.contains("cost") && c["cost"].is_object() ? c["cost"] : Json::object();
     std::vector<std::string> steps, metrics;
     for (const Json& s : c["steps"]) steps.push_back(s.dump());
@@ -295,15 +306,16 @@ std::string cell_section(const Json& r) {
     TableCell score = numeric(number(c, "score"), 1);
     score.tip = dashboard::join(metrics, "\n");
     const std::string compression = text(c, "compression");
-    rows.push_back({words(text(c, "task")), words(text(c, "method")), words(text(c, "model")),
-                    words(compression == "none" ? "" : compression),
-                    numeric(count(c, "history") == 0 ? 1e9 : static_cast<double>(count(c, "history")),
-                            count(c, "history") == 0 ? "all" : std::to_string(count(c, "history"))),
-                    words(dashboard::join(steps, " or ")), numeric(number(c, "seed"), 0),
-                    text(c, "state") == "done" ? score : words(text(c, "state")),
-                    numeric(number(cost, "train_s"), seconds_text(number(cost, "train_s"))),
-                    numeric(number(cost, "peak_rss_bytes"), bytes_text(number(cost, "peak_rss_bytes"))),
-                    words(names(c["grids"])), words(text(c, "hash"))});
+    rows.push_back(
+        {words(text(c, "task")), words(text(c, "method")), words(text(c, "model")),
+         words(compression == "none" ? "" : compression),
+         numeric(count(c, "history") == 0 ? 1e9 : static_cast<double>(count(c, "history")),
+                 count(c, "history") == 0 ? "all" : std::to_string(count(c, "history"))),
+         words(dashboard::join(steps, " or ")), numeric(number(c, "seed"), 0),
+         text(c, "state") == "done" ? score : words(text(c, "state")),
+         numeric(number(cost, "train_s"), number(cost, "train_s") > 0 ? seconds_text(number(cost, "train_s")) : "–"),
+         numeric(number(cost, "peak_rss_bytes"), bytes_text(number(cost, "peak_rss_bytes"))), words(names(c["grids"])),
+         words(text(c, "hash"))});
   }
   return "<section id=\"cells\"><h2>All cells</h2><p class=\"soft\">One row per condition and seed. Click a heading to "
          "sort. More columns are in "
@@ -359,12 +371,13 @@ std::string trouble_section(const Json& r) {
 
 std::string notes_section(const Json& r) {
   std::string h =
-      "<section id=\"notes\"><h2>How to read this</h2><p>A dot is an average over people; the line through it covers "
-      "the values that 95 % of such "
-      "intervals would catch. A wide line means few people, few questions or people who differ much: it is a statement "
-      "about the experiment, "
-      "not about the method. Two methods whose lines overlap can still differ for certain, because they are compared "
-      "person by person.</p><ul>";
+      "<section id=\"notes\"><h2>How to read this</h2><p>A dot is an average over people; the line through it is its "
+      "95 % interval: repeated with other people "
+      "and seeds, about 95 of 100 such lines would hold the true average. A wide line means few people, few questions "
+      "or people who "
+      "differ much: it is a statement about the experiment, not about the method. Two methods whose lines overlap can "
+      "still differ "
+      "for certain, because they are compared person by person.</p><ul>";
   for (const Json& note : r["method_notes"]) h += "<li>" + escape(note.get<std::string>()) + "</li>";
   return h + "</ul></section>\n";
 }
