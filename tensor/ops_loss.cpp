@@ -1,6 +1,6 @@
 // Chunked head and cross entropy: logits of one chunk of rows at a time, turned into d_logits in place; from those the
-// gradients of hidden and head at once. So V-wide buffers hold one chunk, never the batch. Where most rows have no label
-// (only the answers of questions are learned), the others are skipped: the rows with one are gathered first.
+// gradients of hidden and head at once. So V-wide buffers hold one chunk, never the batch. Where most rows have no
+// label (only the answers of questions are learned), the others are skipped: the rows with one are gathered first.
 #include <cstring>
 
 #include "tensor/ops_internal.h"
@@ -13,8 +13,9 @@ namespace {
 constexpr double kSparse = 0.75;
 
 // All rows; gradients of head and bias when `recorded`, and of the rows into d_hidden when it is given.
-double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                           double* row_loss, const float* row_scale, float* d_hidden, bool recorded) {
+double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels,
+                           double denominator, double* row_loss, const float* row_scale, float* d_hidden,
+                           bool recorded) {
   const int64_t rows = hidden.t.rows(), cols = hidden.t.cols(), vocab = head->rows;
   const ArenaScope scope(ctx.scratch);
   constexpr int64_t kChunkFloats = 1 << 22;
@@ -30,12 +31,14 @@ double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias,
       if (bias && *bias) ctx.kernels.bias_add({count, vocab, logits + i * vocab, vocab, bias->f32()});
       float* d_logits = recorded ? logits + i * vocab : nullptr;
       if (!row_scale) {
-        ctx.kernels.cross_entropy({count, vocab, logits + i * vocab, vocab, labels + r + i, d_logits, d_scale, losses + i, nullptr});
+        ctx.kernels.cross_entropy(
+            {count, vocab, logits + i * vocab, vocab, labels + r + i, d_logits, d_scale, losses + i, nullptr});
         return;
       }
       for (int64_t j = 0; j < count; ++j)
         ctx.kernels.cross_entropy({1, vocab, logits + (i + j) * vocab, vocab, labels + r + i + j,
-                                   d_logits ? d_logits + j * vocab : nullptr, row_scale[r + i + j], losses + i + j, nullptr});
+                                   d_logits ? d_logits + j * vocab : nullptr, row_scale[r + i + j], losses + i + j,
+                                   nullptr});
     });
     for (int64_t i = 0; i < n; ++i) total += row_scale ? losses[i] * double(row_scale[r + i]) : losses[i] / denominator;
     if (row_loss) std::memcpy(row_loss + r, losses, size_t(n) * sizeof(double));
@@ -48,11 +51,12 @@ double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias,
 }
 
 // The loss of the labelled rows alone, which lie in `picked`; d_hidden of the others is zero.
-double sparse_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                            double* row_loss, const float* row_scale, int64_t labelled) {
+double sparse_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels,
+                            double denominator, double* row_loss, const float* row_scale, int64_t labelled) {
   const int64_t rows = hidden.t.rows(), cols = hidden.t.cols();
   const bool recorded = ctx.tape && (hidden.id >= 0 || wants_grad(head) || wants_grad(bias));
-  float* d_hidden = recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
+  float* d_hidden =
+      recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
   const ArenaScope scope(ctx.saved);
   const size_t n = static_cast<size_t>(labelled);
   auto* at = static_cast<int64_t*>(ctx.saved.allocate(n * sizeof(int64_t), "labelled rows"));
@@ -74,7 +78,8 @@ double sparse_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
   Var rows_of;
   rows_of.t = Tensor::matrix(picked, labelled, cols);
   float* d_picked = d_hidden ? ctx.saved.floats(labelled * cols, "labelled rows") : nullptr;
-  const double total = dense_cross_entropy(ctx, rows_of, head, bias, picked_labels, denominator, picked_loss, picked_scale, d_picked, recorded);
+  const double total = dense_cross_entropy(ctx, rows_of, head, bias, picked_labels, denominator, picked_loss,
+                                           picked_scale, d_picked, recorded);
   for (int64_t i = 0; i < labelled && row_loss; ++i) row_loss[at[i]] = picked_loss[i];
   if (d_hidden) {
     std::memset(d_hidden, 0, size_t(rows * cols) * sizeof(float));
@@ -91,8 +96,8 @@ double sparse_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
 
 }  // namespace
 
-double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                            double* row_loss, const float* row_scale) {
+double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels,
+                            double denominator, double* row_loss, const float* row_scale) {
   THIMBLE_ZONE(loss);
   const int64_t rows = hidden.t.rows(), cols = hidden.t.cols();
   THIMBLE_CHECK(cols == head->cols && denominator > 0);
@@ -101,8 +106,10 @@ double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias
   if (labelled > 0 && double(labelled) < kSparse * double(rows))
     return sparse_cross_entropy(ctx, hidden, head, bias, labels, denominator, row_loss, row_scale, labelled);
   const bool recorded = ctx.tape && (hidden.id >= 0 || wants_grad(head) || wants_grad(bias));
-  float* d_hidden = recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
-  const double total = dense_cross_entropy(ctx, hidden, head, bias, labels, denominator, row_loss, row_scale, d_hidden, recorded);
+  float* d_hidden =
+      recorded && hidden.id >= 0 ? ctx.saved.floats(rows * cols, "gradient of the last hidden state") : nullptr;
+  const double total =
+      dense_cross_entropy(ctx, hidden, head, bias, labels, denominator, row_loss, row_scale, d_hidden, recorded);
   if (recorded) {
     Node& node = ctx.tape->push(Op::linear_cross_entropy);
     node.in[0] = hidden.id;

@@ -32,11 +32,20 @@ inline void write_model(const std::string& dir, const SmallModel& m = {}) {
   std::filesystem::create_directories(dir);
   std::ofstream(dir + "/tokenizer.json") << lab::world_tokenizer_json();
   const Tokenizer tokenizer = Tokenizer::load(dir);
-  const nlohmann::json config = {{"model_type", "llama"}, {"architectures", {"LlamaForCausalLM"}}, {"vocab_size", tokenizer.vocab_size()},
-                                 {"hidden_size", m.hidden}, {"intermediate_size", m.inter}, {"num_hidden_layers", m.layers},
-                                 {"num_attention_heads", m.heads}, {"num_key_value_heads", m.kv_heads},
-                                 {"max_position_embeddings", m.positions}, {"rms_norm_eps", 1e-5}, {"hidden_act", "silu"},
-                                 {"tie_word_embeddings", true}, {"bos_token_id", tokenizer.bos_id()}, {"eos_token_id", tokenizer.eos_id()}};
+  const nlohmann::json config = {{"model_type", "llama"},
+                                 {"architectures", {"LlamaForCausalLM"}},
+                                 {"vocab_size", tokenizer.vocab_size()},
+                                 {"hidden_size", m.hidden},
+                                 {"intermediate_size", m.inter},
+                                 {"num_hidden_layers", m.layers},
+                                 {"num_attention_heads", m.heads},
+                                 {"num_key_value_heads", m.kv_heads},
+                                 {"max_position_embeddings", m.positions},
+                                 {"rms_norm_eps", 1e-5},
+                                 {"hidden_act", "silu"},
+                                 {"tie_word_embeddings", true},
+                                 {"bos_token_id", tokenizer.bos_id()},
+                                 {"eos_token_id", tokenizer.eos_id()}};
   std::ofstream(dir + "/config.json") << config.dump(1);
   const Model model = init_model(dir + "/config.json", m.seed);
   const KernelTable kernels = build_kernel_table(best_tier());

@@ -1,7 +1,5 @@
-// Cells: people who share a batch get what they would get alone; answers do not depend on what is asked beside them; all
-// that is published is a pure function of the configuration, whatever the threads.
-#include "tests/lab/cell_support.h"
-
+// Cells: people who share a batch get what they would get alone; answers do not depend on what is asked beside them;
+// all that is published is a pure function of the configuration, whatever the threads.
 #include <algorithm>
 #include <cmath>
 #include <set>
@@ -9,6 +7,7 @@
 #include "models/generator.h"
 #include "models/scoring.h"
 #include "tensor/error.h"
+#include "tests/lab/cell_support.h"
 #include "tools/lab/compression.h"
 #include "tools/lab/evaluate.h"
 #include "tools/lab/method.h"
@@ -30,8 +29,14 @@ const std::string& model_dir() {
 }
 
 struct Base {
-  explicit Base(int threads = 1) : machine(threads), model(load_model(model_dir(), machine.kernels)), tokenizer(Tokenizer::load(model_dir())), codec(tokenizer, 480) {}
-  std::unique_ptr<Worker> worker(int threads = 1) { return std::make_unique<Worker>(machine.kernels, threads, 0, Precision::f32, model, 512); }
+  explicit Base(int threads = 1)
+      : machine(threads),
+        model(load_model(model_dir(), machine.kernels)),
+        tokenizer(Tokenizer::load(model_dir())),
+        codec(tokenizer, 480) {}
+  std::unique_ptr<Worker> worker(int threads = 1) {
+    return std::make_unique<Worker>(machine.kernels, threads, 0, Precision::f32, model, 512);
+  }
   Machine machine;
   Model model;
   Tokenizer tokenizer;
@@ -45,7 +50,8 @@ PersonPairs some_pairs(const Base& base, const std::string& user) {
   std::vector<std::vector<int32_t>> ids;
   std::vector<int32_t> from;
   for (int i = 0; i < 6; ++i) {
-    const PromptCodec::Sequence s = base.codec.pair("what did " + user + " say " + std::to_string(i * 7 % 5) + " times?", user + " " + std::to_string(i));
+    const PromptCodec::Sequence s = base.codec.pair(
+        "what did " + user + " say " + std::to_string(i * 7 % 5) + " times?", user + " " + std::to_string(i));
     ids.push_back(s.ids);
     from.push_back(s.learn_from);
   }
@@ -55,7 +61,8 @@ PersonPairs some_pairs(const Base& base, const std::string& user) {
 
 std::vector<float> values_of(Adapter& adapter) {
   std::vector<float> all;
-  adapter.for_each_parameter([&](const std::string&, Weight& w) { all.insert(all.end(), w.f32(), w.f32() + w.numel()); });
+  adapter.for_each_parameter(
+      [&](const std::string&, Weight& w) { all.insert(all.end(), w.f32(), w.f32() + w.numel()); });
   return all;
 }
 
@@ -73,7 +80,8 @@ TEST(Method, RowsHaveUniqueNamesAndRates) {
     EXPECT_EQ(m->learns, m->lr > 0) << m->name;
     EXPECT_EQ(&find_method(m->name), m);
   }
-  for (const char* name : {"none", "rag", "lora", "full", "prompt", "prefix", "ia3", "rag+lora"}) EXPECT_EQ(names.count(name), 1u) << name;
+  for (const char* name : {"none", "rag", "lora", "full", "prompt", "prefix", "ia3", "rag+lora"})
+    EXPECT_EQ(names.count(name), 1u) << name;
   EXPECT_THROW(find_method("lor"), Error);
 }
 
@@ -159,7 +167,8 @@ TEST(Learning, FirstLossIsTheBasesLoss) {
     for (int64_t b = 0; b < 4; ++b) {
       const Dataset::Item item = people[i].data.draw(people[i].seed, b);
       Scorer scorer(worker->transformer, worker->ctx);
-      const std::vector<int32_t> context(item.ids, item.ids + item.label_from), rest(item.ids + item.label_from, item.ids + item.n);
+      const std::vector<int32_t> context(item.ids, item.ids + item.label_from),
+          rest(item.ids + item.label_from, item.ids + item.n);
       nll -= scorer.loglikelihood(context, rest).logprob;
       learned += static_cast<int64_t>(rest.size());
     }
@@ -206,7 +215,8 @@ TEST(Answers, DoNotDependOnTheBatch) {
     spec.n_virtual = 3;
     std::vector<PersonPairs> people{some_pairs(base, "ann"), some_pairs(base, "bob"), some_pairs(base, "cleo")};
     const auto worker = base.worker(), other = base.worker(2);
-    GroupLearner group(*worker, method, spec, base.model, LearnOptions{method.lr, 3, 5}, {&people[0], &people[1], &people[2]});
+    GroupLearner group(*worker, method, spec, base.model, LearnOptions{method.lr, 3, 5},
+                       {&people[0], &people[1], &people[2]});
     group.train_to(3);
     const std::vector<Adapter*> adapters{group.adapter(0), nullptr, group.adapter(2)};
     std::vector<Question> questions;
@@ -218,7 +228,8 @@ TEST(Answers, DoNotDependOnTheBatch) {
         for (int w = 0; w < i * 5; ++w) text += " so";
         q.labels = i % 2 ? std::vector<std::string>{"1", "sci-fi", "comedy"} : std::vector<std::string>{};
         q.generate = q.labels.empty();
-        const PromptCodec::Question encoded = base.codec.question(text, q.labels.empty() ? std::vector<std::string>{"gold"} : q.labels, 12);
+        const PromptCodec::Question encoded =
+            base.codec.question(text, q.labels.empty() ? std::vector<std::string>{"gold"} : q.labels, 12);
         q.prompt = encoded.prompt;
         q.choices = encoded.answers;
         questions.push_back(q);
@@ -228,15 +239,18 @@ TEST(Answers, DoNotDependOnTheBatch) {
     one.batch_rows = 1;
     std::vector<Answer> a(questions.size()), b(questions.size());
     answer_questions(*worker, base.codec, questions, 0, questions.size(), adapters, many, a);
-    for (size_t i = questions.size(); i-- > 0;) answer_questions(*other, base.codec, questions, i, i + 1, adapters, one, b);
+    for (size_t i = questions.size(); i-- > 0;)
+      answer_questions(*other, base.codec, questions, i, i + 1, adapters, one, b);
     for (size_t i = 0; i < questions.size(); ++i) {
       EXPECT_EQ(a[i].text, b[i].text) << name << i;
       EXPECT_EQ(a[i].logprobs, b[i].logprobs) << name << i;
       Scorer scorer(worker->transformer, worker->ctx, adapters[static_cast<size_t>(questions[i].person)]);
       const std::vector<Loglikelihood> expected = scorer.choices(questions[i].prompt, questions[i].choices);
-      for (size_t c = 0; c < expected.size(); ++c) EXPECT_NEAR(a[i].logprobs[c], expected[c].logprob, 1e-9) << name << i;
+      for (size_t c = 0; c < expected.size(); ++c)
+        EXPECT_NEAR(a[i].logprobs[c], expected[c].logprob, 1e-9) << name << i;
       if (questions[i].generate) continue;
-      const auto best = std::max_element(expected.begin(), expected.end(), [](const auto& x, const auto& y) { return x.logprob < y.logprob; });
+      const auto best = std::max_element(expected.begin(), expected.end(),
+                                         [](const auto& x, const auto& y) { return x.logprob < y.logprob; });
       EXPECT_EQ(a[i].text, questions[i].labels[static_cast<size_t>(best - expected.begin())]);
     }
   }
@@ -275,7 +289,8 @@ TEST(Cell, IsAPureFunctionOfItsConfiguration) {
       CellConfig c = small_cell(model_dir(), task, method->name);
       c.method.dropout = 0.05;
       if (method->learns) c.curve = {0, 2};
-      const CellResult a = run_cell(c, one.environment), b = run_cell(CellConfig::from_json(c.to_json()), two.environment);
+      const CellResult a = run_cell(c, one.environment),
+                       b = run_cell(CellConfig::from_json(c.to_json()), two.environment);
       EXPECT_EQ(published(a), published(b)) << method->name << " " << task;
       EXPECT_EQ(a.predictions.size(), 20u);
       EXPECT_EQ(a.metrics["n"], 20);
@@ -286,8 +301,9 @@ TEST(Cell, IsAPureFunctionOfItsConfiguration) {
       EXPECT_NEAR(mean, a.metrics["metrics"][a.metrics["primary"].get<std::string>()].get<double>(), 1e-9);
       for (const auto& row : a.predictions) EXPECT_EQ(row["scores"].is_null(), std::string(task) == "LaMP_5");
       EXPECT_GT(a.metrics["difficulty"]["base_nll"].get<double>(), 0);
-      for (const char* key : {"load_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "train_s", "answer_s", "samples_per_hour", "step_s",
-                              "peak_rss_bytes", "model_bytes", "bits_per_weight", "adapter_bytes", "optimizer_bytes", "kv_bytes", "threads", "isa"})
+      for (const char* key : {"load_s", "ttft_s", "prefill_tok_s", "decode_tok_s", "train_s", "answer_s",
+                              "samples_per_hour", "step_s", "peak_rss_bytes", "model_bytes", "bits_per_weight",
+                              "adapter_bytes", "optimizer_bytes", "kv_bytes", "threads", "isa"})
         EXPECT_TRUE(a.cost.contains(key)) << key;
     }
 }
@@ -384,7 +400,8 @@ TEST(Cell, CalibrationPeopleAreOthers) {
   const auto worker = base.worker();
   CellConfig c = small_cell(model_dir(), "LaMP_3", "none");
   const WorldTask world = make_world(c.task.world);
-  const CalibrationText text = calibration_text(c, world.data, world.data.people.size(), base.codec, base.model, worker->ctx);
+  const CalibrationText text =
+      calibration_text(c, world.data, world.data.people.size(), base.codec, base.model, worker->ctx);
   EXPECT_EQ(text.source, "other people of the world");
   std::set<std::vector<int32_t>> asked;
   for (const Person& p : world.data.people)
@@ -476,8 +493,8 @@ TEST(Estimate, CountsWhatTheCellWillDo) {
   c.steps = {2, 5};
   c.curve = {3};
   const CellEstimate e = estimate_cell(c, machine.environment);
-  EXPECT_EQ(e.steps, 10);                     // once to choose, once to answer
-  EXPECT_EQ(e.queries, 20 * 3 + 2 * 10);      // chosen step, curve and difficulty; a quarter of 8 items of 5 people, twice
+  EXPECT_EQ(e.steps, 10);                 // once to choose, once to answer
+  EXPECT_EQ(e.queries, 20 * 3 + 2 * 10);  // chosen step, curve and difficulty; a quarter of 8 items of 5 people, twice
   EXPECT_GT(e.step_s, 0);
   EXPECT_GT(e.answer_s, 0);
   EXPECT_GT(e.peak_bytes, int64_t{40} << 20);

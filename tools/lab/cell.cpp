@@ -1,6 +1,6 @@
 // How a cell is run: load, compress, choose on held-out history where the plan leaves a choice, learn on all history,
-// answer the questions, score. People are spread over workers; a group of people learns and answers without waiting for the
-// others.
+// answer the questions, score. People are spread over workers; a group of people learns and answers without waiting for
+// the others.
 #include "tools/lab/cell.h"
 
 #include <fmt/format.h>
@@ -111,10 +111,13 @@ class CellRun {
   const Item* history_begin(size_t person) const;
   int64_t history_size(size_t person) const;
   // Items that a choice is made on; the rest of the history is learned from and retrieved from meanwhile.
-  int64_t held_out(size_t person) const { return history_size(person) < 2 ? 0 : std::max<int64_t>(1, history_size(person) / 4); }
+  int64_t held_out(size_t person) const {
+    return history_size(person) < 2 ? 0 : std::max<int64_t>(1, history_size(person) / 4);
+  }
   const std::string& any_input(size_t person) const { return data_.people[person].queries.front().input; }
   Pair pair_of(size_t person, const Item& item) const {
-    return data_.task->pair(item, any_input(person), named_seed(config_.seed, data_.people[person].user_id + "/" + item.id));
+    return data_.task->pair(item, any_input(person),
+                            named_seed(config_.seed, data_.people[person].user_id + "/" + item.id));
   }
 
   // The prompt of a question; of the history the first `limit` items may stand in it.
@@ -126,8 +129,8 @@ class CellRun {
   Exam held_out_questions(int64_t k) const;
   std::vector<PersonPairs> training_pairs(bool all_history, int64_t k) const;
 
-  Round learn_and_answer(const std::vector<PersonPairs>& pairs, const std::vector<int64_t>& stops, double lr, const Exam& exam,
-                         const std::string& phase);
+  Round learn_and_answer(const std::vector<PersonPairs>& pairs, const std::vector<int64_t>& stops, double lr,
+                         const Exam& exam, const std::string& phase);
   Workers& learners();
   Marks mark(const Exam& exam, const std::vector<Answer>& answers) const;
   void curve_rows(const Round& round, const Exam& exam, const Choice& choice, bool heldout);
@@ -158,21 +161,29 @@ class CellRun {
 };
 
 CellRun::CellRun(const CellConfig& config, const CellEnvironment& environment, bool rehearse)
-    : config_(config), environment_(environment), method_(find_method(config.method.name)), rates_(config.method.lr),
-      steps_(config.steps), compression_(find_compression(config.compression)), started_(cell_clock()) {
+    : config_(config),
+      environment_(environment),
+      method_(find_method(config.method.name)),
+      rates_(config.method.lr),
+      steps_(config.steps),
+      compression_(find_compression(config.compression)),
+      started_(cell_clock()) {
   if (!method_.learns) {
     rates_.clear();
     steps_.clear();
   } else {
     if (rates_.empty()) rates_ = {method_.lr};
-    if (steps_.empty()) throw Error(ErrorCode::usage, "cell: method " + config.method.name + " learns, but names no steps", "give the cell steps");
+    if (steps_.empty())
+      throw Error(ErrorCode::usage, "cell: method " + config.method.name + " learns, but names no steps",
+                  "give the cell steps");
     if (config.method.batch < 1) throw Error(ErrorCode::usage, "cell: batch must be at least 1", "");
     for (const int64_t s : steps_)
       if (s < 1) throw Error(ErrorCode::usage, "cell: steps must be at least 1", "method none does not learn");
   }
   std::sort(steps_.begin(), steps_.end());
   if (method_.retrieves) ks_ = config.method.k;
-  if (method_.retrieves && ks_.empty()) throw Error(ErrorCode::usage, "cell: method " + config.method.name + " retrieves, but k is empty", "give k");
+  if (method_.retrieves && ks_.empty())
+    throw Error(ErrorCode::usage, "cell: method " + config.method.name + " retrieves, but k is empty", "give k");
   std::sort(ks_.begin(), ks_.end());
   load_task();
   load_base(rehearse);
@@ -194,12 +205,17 @@ void CellRun::load_task() {
     if (p.queries.empty()) continue;
     data_.people.push_back(p);
     std::vector<Query>& queries = data_.people.back().queries;
-    if (config_.task.queries > 0 && static_cast<int64_t>(queries.size()) > config_.task.queries) queries.resize(static_cast<size_t>(config_.task.queries));
+    if (config_.task.queries > 0 && static_cast<int64_t>(queries.size()) > config_.task.queries)
+      queries.resize(static_cast<size_t>(config_.task.queries));
     for (const Query& q : queries)
       if (q.output.empty())
-        throw Error(ErrorCode::input, "task " + std::string(data_.task->name) + ": question " + q.id + " has no gold answer", "use a part with outputs: train or dev");
+        throw Error(ErrorCode::input,
+                    "task " + std::string(data_.task->name) + ": question " + q.id + " has no gold answer",
+                    "use a part with outputs: train or dev");
   }
-  if (data_.people.empty()) throw Error(ErrorCode::input, "task " + std::string(all_.task->name) + ": nobody is asked anything", "check the data");
+  if (data_.people.empty())
+    throw Error(ErrorCode::input, "task " + std::string(all_.task->name) + ": nobody is asked anything",
+                "check the data");
 }
 
 void CellRun::load_base(bool rehearse) {
@@ -208,7 +224,9 @@ void CellRun::load_base(bool rehearse) {
   model_ = std::make_unique<Model>(load_model(path, *environment_.kernels));
   tokenizer_ = std::make_unique<Tokenizer>(Tokenizer::load(path));
   if (tokenizer_->vocab_size() > model_->config.vocab_size)
-    throw Error(ErrorCode::input, fmt::format("{}: the tokenizer has {} tokens, the model {}", path, tokenizer_->vocab_size(), model_->config.vocab_size),
+    throw Error(ErrorCode::input,
+                fmt::format("{}: the tokenizer has {} tokens, the model {}", path, tokenizer_->vocab_size(),
+                            model_->config.vocab_size),
                 "they do not belong together");
   if (method_.learns && method_.adapter) {
     const AdapterKind kind = method_.adapter(config_.method).kind;
@@ -216,7 +234,9 @@ void CellRun::load_base(bool rehearse) {
   }
   max_tokens_ = std::min(model_->config.max_positions, kLongestContext + virtuals_);
   if (max_tokens_ - virtuals_ < 16)
-    throw Error(ErrorCode::input, fmt::format("{}: a context of {} tokens leaves no room for prompts", path, max_tokens_), "choose another model, or fewer virtual tokens");
+    throw Error(ErrorCode::input,
+                fmt::format("{}: a context of {} tokens leaves no room for prompts", path, max_tokens_),
+                "choose another model, or fewer virtual tokens");
   codec_ = std::make_unique<PromptCodec>(*tokenizer_, max_tokens_ - virtuals_);
   load_s_ = cell_clock() - started_;
 
@@ -229,24 +249,28 @@ void CellRun::load_base(bool rehearse) {
       MemoryBudget unlimited;  // compression is not the device's work
       Context ctx(*environment_.kernels, environment_.threads, &unlimited);
       CalibrationText text;
-      if (options.needs_calibration()) text = calibration_text(config_, all_, data_.people.size(), *codec_, *model_, ctx);
+      if (options.needs_calibration())
+        text = calibration_text(config_, all_, data_.people.size(), *codec_, *model_, ctx);
       compressed_ = compress_base(*model_, ctx, options, text);
     }
   }
   if (environment_.budget && !environment_.budget->charge(model_->stored_bytes()))
-    throw Error(ErrorCode::budget, fmt::format("{} as {} takes {} bytes: the limit is {}", config_.model, config_.compression, model_->stored_bytes(),
-                                               environment_.budget->limit()),
+    throw Error(ErrorCode::budget,
+                fmt::format("{} as {} takes {} bytes: the limit is {}", config_.model, config_.compression,
+                            model_->stored_bytes(), environment_.budget->limit()),
                 "use a smaller model, or fewer bits");
   all_.people.clear();
   if (data_.task->kind == TaskKind::text) {
     int64_t longest = 0;
     for (size_t p = 0; p < data_.people.size(); ++p)
-      for (int64_t i = 0; i < history_size(p); ++i) longest = std::max(longest, codec_->count(pair_of(p, history_begin(p)[i]).completion));
+      for (int64_t i = 0; i < history_size(p); ++i)
+        longest = std::max(longest, codec_->count(pair_of(p, history_begin(p)[i]).completion));
     max_new_ = std::clamp<int64_t>(longest + 8, 16, std::min(kLongestAnswer, codec_->context() / 2));
   }
   const auto people = static_cast<int64_t>(data_.people.size());
-  workers_ = std::make_unique<Workers>(std::vector<Model*>(static_cast<size_t>(Workers::count(environment_, people, lean())), model_.get()), max_tokens_,
-                                       environment_, precision_of(config_.precision));
+  workers_ = std::make_unique<Workers>(
+      std::vector<Model*>(static_cast<size_t>(Workers::count(environment_, people, lean())), model_.get()), max_tokens_,
+      environment_, precision_of(config_.precision));
 }
 
 Workers& CellRun::learners() {
@@ -286,8 +310,8 @@ void CellRun::make_retrievers() {
   }
 }
 
-// What retrieval looks for. The pair of a task whose history holds no questions (citations) is none of its questions: its
-// long field stands for it.
+// What retrieval looks for. The pair of a task whose history holds no questions (citations) is none of its questions:
+// its long field stands for it.
 std::string CellRun::query_text(const std::string& input, const Item* item) const {
   if (!item) return data_.task->query(input);
   try {
@@ -297,7 +321,8 @@ std::string CellRun::query_text(const std::string& input, const Item* item) cons
   }
 }
 
-std::string CellRun::prompt(size_t person, const std::string& input, const std::string& query, int64_t limit, int64_t k) const {
+std::string CellRun::prompt(size_t person, const std::string& input, const std::string& query, int64_t limit,
+                            int64_t k) const {
   if (k <= 0 || limit <= 0) return input;
   const std::vector<Hit> hits = retrievers_[person]->search(query, k, limit);
   const Item* items = history_begin(person);
@@ -312,8 +337,8 @@ std::string CellRun::prompt(size_t person, const std::string& input, const std::
   return pack_prompt(texts, std::max<int64_t>(1, std::min(config_.method.prompt_tokens, room)), packing).prompt;
 }
 
-void CellRun::add_question(Exam& exam, size_t person, const std::string& id, const std::string& text, const std::string& input,
-                           const std::string& gold) const {
+void CellRun::add_question(Exam& exam, size_t person, const std::string& id, const std::string& text,
+                           const std::string& input, const std::string& gold) const {
   const Task& task = *data_.task;
   Question q;
   q.person = static_cast<int64_t>(person);
@@ -348,7 +373,8 @@ Exam CellRun::queries(bool with_examples, int64_t k) const {
   Exam exam;
   for (size_t p = 0; p < data_.people.size(); ++p)
     for (const Query& q : data_.people[p].queries) {
-      const std::string text = with_examples ? prompt(p, q.input, query_text(q.input, nullptr), history_size(p), k) : q.input;
+      const std::string text =
+          with_examples ? prompt(p, q.input, query_text(q.input, nullptr), history_size(p), k) : q.input;
       add_question(exam, p, q.id, text, q.input, q.output);
     }
   return exam;
@@ -360,7 +386,8 @@ Exam CellRun::held_out_questions(int64_t k) const {
   for (size_t p = 0; p < data_.people.size() && data_.task->kind != TaskKind::text; ++p) {
     if (history_size(p) == 0) continue;
     const std::vector<std::string> labels = labels_of(*data_.task, any_input(p));
-    exam.by_likelihood = std::find(labels.begin(), labels.end(), pair_of(p, history_begin(p)[0]).completion) == labels.end();
+    exam.by_likelihood =
+        std::find(labels.begin(), labels.end(), pair_of(p, history_begin(p)[0]).completion) == labels.end();
     break;
   }
   for (size_t p = 0; p < data_.people.size(); ++p) {
@@ -368,7 +395,8 @@ Exam CellRun::held_out_questions(int64_t k) const {
     for (int64_t i = known; i < n; ++i) {
       const Item& item = history_begin(p)[i];
       const Pair pair = pair_of(p, item);
-      const std::string text = method_.retrieves ? prompt(p, pair.prompt, query_text(pair.prompt, &item), known, k) : pair.prompt;
+      const std::string text =
+          method_.retrieves ? prompt(p, pair.prompt, query_text(pair.prompt, &item), known, k) : pair.prompt;
       add_question(exam, p, item.id, text, any_input(p), pair.completion);
     }
   }
@@ -388,7 +416,8 @@ std::vector<PersonPairs> CellRun::training_pairs(bool all_history, int64_t k) co
     for (int64_t i = 0; i < n; ++i) {
       const Item& item = history_begin(p)[i];
       const Pair pair = pair_of(p, item);
-      const std::string text = method_.retrieves ? prompt(p, pair.prompt, query_text(pair.prompt, &item), i, k) : pair.prompt;
+      const std::string text =
+          method_.retrieves ? prompt(p, pair.prompt, query_text(pair.prompt, &item), i, k) : pair.prompt;
       PromptCodec::Sequence s = codec_->pair(text, pair.completion);
       person.truncated += s.truncated ? 1 : 0;
       sequences.push_back(std::move(s.ids));
@@ -400,8 +429,8 @@ std::vector<PersonPairs> CellRun::training_pairs(bool all_history, int64_t k) co
 }
 
 // stops: ascending. Without pairs the base answers at stop 0.
-Round CellRun::learn_and_answer(const std::vector<PersonPairs>& pairs, const std::vector<int64_t>& stops, double lr, const Exam& exam,
-                                const std::string& phase) {
+Round CellRun::learn_and_answer(const std::vector<PersonPairs>& pairs, const std::vector<int64_t>& stops, double lr,
+                                const Exam& exam, const std::string& phase) {
   const auto people = static_cast<int64_t>(data_.people.size());
   Workers& workers = pairs.empty() ? *workers_ : learners();
   Round round;
@@ -411,19 +440,21 @@ Round CellRun::learn_and_answer(const std::vector<PersonPairs>& pairs, const std
   for (size_t i = exam.questions.size(); i-- > 0;) first[static_cast<size_t>(exam.questions[i].person)] = i;
   for (auto p = static_cast<size_t>(people); p-- > 0;) first[p] = std::min(first[p], first[p + 1]);
 
-  const int64_t per_group = pairs.empty() ? std::max<int64_t>(1, people / (4 * workers.size()))
-                                            : group_size(pairs, workers.size());
+  const int64_t per_group =
+      pairs.empty() ? std::max<int64_t>(1, people / (4 * workers.size())) : group_size(pairs, workers.size());
   round.groups = (people + per_group - 1) / per_group;
   std::vector<std::vector<double>> losses(static_cast<size_t>(people));
   std::vector<int64_t> parameters(static_cast<size_t>(round.groups), 0);
   std::atomic<int64_t> done{0};
   const int64_t total = people * std::max<int64_t>(1, stops.empty() ? 0 : stops.back());
-  const double train_before = workers.train_s(), answer_before = workers.answer_s() + (method_.full() ? workers_->answer_s() : 0);
+  const double train_before = workers.train_s(),
+               answer_before = workers.answer_s() + (method_.full() ? workers_->answer_s() : 0);
   const AnswerOptions how = answer_options();
   const LearnOptions learn{lr, config_.method.batch, config_.seed};
 
   workers.run(round.groups, [&](Worker& worker, int64_t index, int64_t group) {
-    const auto begin = static_cast<size_t>(group * per_group), end = static_cast<size_t>(std::min(people, (group + 1) * per_group));
+    const auto begin = static_cast<size_t>(group * per_group),
+               end = static_cast<size_t>(std::min(people, (group + 1) * per_group));
     std::vector<const PersonPairs*> learning;
     std::vector<size_t> who;
     for (size_t p = begin; p < end && !pairs.empty(); ++p)
@@ -509,8 +540,9 @@ void CellRun::curve_rows(const Round& round, const Exam& exam, const Choice& cho
     const Marks m = mark(exam, stop.answers);
     Json per_person = Json::array();
     for (const double x : m.per_person) per_person.push_back(std::isnan(x) ? Json() : Json(x));
-    Json row = {{"step", stop.step}, {"samples", method_.learns ? stop.step * config_.method.batch : 0}, {"train_loss", nullptr},
-                {"score", m.score}, {"per_person", per_person}, {"heldout", heldout}};
+    Json row = {{"step", stop.step},        {"samples", method_.learns ? stop.step * config_.method.batch : 0},
+                {"train_loss", nullptr},    {"score", m.score},
+                {"per_person", per_person}, {"heldout", heldout}};
     if (stop.step > before) row["train_loss"] = mean_loss(round, before, stop.step);
     if (exam.by_likelihood) row["score_is"] = "mean log-probability per token";
     if (heldout) row["logprob"] = m.logprob;
@@ -521,8 +553,8 @@ void CellRun::curve_rows(const Round& round, const Exam& exam, const Choice& cho
   }
 }
 
-// On held-out history, once for all people: the best mean unit score; of equals the likelier gold answers; then the cheaper:
-// fewer steps, fewer examples, the earlier rate.
+// On held-out history, once for all people: the best mean unit score; of equals the likelier gold answers; then the
+// cheaper: fewer steps, fewer examples, the earlier rate.
 Choice CellRun::choose() {
   Choice best{ks_.empty() ? 0 : ks_[0], steps_.empty() ? 0 : steps_[0], rates_.empty() ? 0 : rates_[0]};
   const std::vector<int64_t> ks = ks_.empty() ? std::vector<int64_t>{0} : ks_;
@@ -538,7 +570,8 @@ Choice CellRun::choose() {
   for (const int64_t k : ks) {
     const Exam exam = held_out_questions(k);
     if (exam.questions.empty())
-      throw Error(ErrorCode::input, "cell: nobody has two items of history to choose k, steps or lr on", "give one value of each, or a longer history");
+      throw Error(ErrorCode::input, "cell: nobody has two items of history to choose k, steps or lr on",
+                  "give one value of each, or a longer history");
     const std::vector<PersonPairs> pairs = method_.learns ? training_pairs(false, k) : std::vector<PersonPairs>();
     for (size_t r = 0; r < rates.size(); ++r) {
       const Round round = learn_and_answer(pairs, stops, rates[r], exam, "choose");
@@ -598,7 +631,8 @@ Json CellRun::cost(const Exam& exam, const Round& round, double total_steps) {
     // A fresh adapter costs what a trained one does.
     std::unique_ptr<Adapter> adapter;
     if (method_.learns && method_.adapter)
-      adapter = std::make_unique<Adapter>(*model_, worker.ctx.kernels, method_.adapter(config_.method), worker.ctx.budget);
+      adapter =
+          std::make_unique<Adapter>(*model_, worker.ctx.kernels, method_.adapter(config_.method), worker.ctx.budget);
     for (int warm = 0; warm < 2; ++warm) {
       Generator generator(worker.transformer, worker.ctx, std::min(codec_->context(), n + decode), adapter.get());
       const double t0 = cell_clock();
@@ -621,7 +655,8 @@ Json CellRun::cost(const Exam& exam, const Round& round, double total_steps) {
   c["decode_tok_s"] = 1 / step_s;
   c["train_s"] = round.train_s;
   c["answer_s"] = round.answer_s;
-  c["samples_per_hour"] = round.train_s > 0 ? people * double(config_.method.batch) * total_steps / round.train_s * 3600 : 0;
+  c["samples_per_hour"] =
+      round.train_s > 0 ? people * double(config_.method.batch) * total_steps / round.train_s * 3600 : 0;
   c["step_s"] = total_steps > 0 ? round.train_s / total_steps : 0;
   c["total_s"] = cell_clock() - started_;
   c["peak_rss_bytes"] = peak_rss();
@@ -651,7 +686,8 @@ CellResult CellRun::run() {
   stops.erase(std::unique(stops.begin(), stops.end()), stops.end());
   const Round round = learn_and_answer(pairs, stops, chosen.lr, exam, method_.learns ? "learn" : "answer");
   curve_rows(round, exam, chosen, false);
-  const Stop& final_stop = *std::find_if(round.stops.begin(), round.stops.end(), [&](const Stop& s) { return s.step == chosen.step; });
+  const Stop& final_stop =
+      *std::find_if(round.stops.begin(), round.stops.end(), [&](const Stop& s) { return s.step == chosen.step; });
   const Marks marks = mark(exam, final_stop.answers);
 
   for (size_t i = 0; i < exam.questions.size(); ++i) {
@@ -677,8 +713,10 @@ CellResult CellRun::run() {
     if (!same) {
       plain = queries(false, 0);
       for (Question& q : plain.questions) {  // only the gold answer is of interest
-        if (q.gold >= 0) q.choices = {q.choices[static_cast<size_t>(q.gold)]};
-        else q.choices.clear();
+        if (q.gold >= 0)
+          q.choices = {q.choices[static_cast<size_t>(q.gold)]};
+        else
+          q.choices.clear();
         q.gold = q.gold >= 0 ? 0 : -1;
         q.labels.clear();
         q.generate = false;
@@ -704,18 +742,25 @@ CellResult CellRun::run() {
   for (const std::string& name : metric_names(*data_.task)) m["metrics"][name] = marks.metrics.at(name);
   Json per_person = Json::array();
   for (size_t p = 0; p < data_.people.size(); ++p)
-    per_person.push_back({{"user_id", data_.people[p].user_id}, {"n", data_.people[p].queries.size()}, {"score", marks.per_person[p]}});
+    per_person.push_back(
+        {{"user_id", data_.people[p].user_id}, {"n", data_.people[p].queries.size()}, {"score", marks.per_person[p]}});
   m["per_person"] = per_person;
   m["baselines"] = baseline_metrics();
   const Difficulty d = difficulty(data_, config_.history);
-  m["difficulty"] = {{"label_entropy_bits", d.label_entropy_bits}, {"classes", d.classes}, {"majority", d.majority}, {"neighbour", d.neighbour},
-                     {"answer_words", d.answer_words}, {"base_nll", known > 0 ? Json(nats / double(known)) : Json()}};
+  m["difficulty"] = {{"label_entropy_bits", d.label_entropy_bits},
+                     {"classes", d.classes},
+                     {"majority", d.majority},
+                     {"neighbour", d.neighbour},
+                     {"answer_words", d.answer_words},
+                     {"base_nll", known > 0 ? Json(nats / double(known)) : Json()}};
   m["possible"] = nullptr;
   if (!possible_.empty()) {
     m["possible"] = Json::array();
-    for (const Possible& p : possible_) m["possible"].push_back({{"metric", p.metric}, {"query", p.query}, {"history", p.history}, {"latent", p.latent}});
+    for (const Possible& p : possible_)
+      m["possible"].push_back({{"metric", p.metric}, {"query", p.query}, {"history", p.history}, {"latent", p.latent}});
   }
-  m["chosen"] = {{"k", method_.retrieves ? Json(chosen.k) : Json()}, {"steps", method_.learns ? Json(chosen.step) : Json()},
+  m["chosen"] = {{"k", method_.retrieves ? Json(chosen.k) : Json()},
+                 {"steps", method_.learns ? Json(chosen.step) : Json()},
                  {"lr", method_.learns ? Json(chosen.lr) : Json()}};
   if (method_.learns) {
     int64_t total_pairs = 0, truncated = 0;
@@ -747,7 +792,8 @@ CellEstimate CellRun::estimate() {
   const auto people = static_cast<int64_t>(data_.people.size());
   const int64_t k = ks_.empty() ? 0 : ks_.back();
   for (const Person& p : data_.people) e.queries += static_cast<int64_t>(p.queries.size());
-  const bool chooses = (ks_.empty() ? 1 : ks_.size()) * (rates_.empty() ? 1 : rates_.size()) * (steps_.empty() ? 1 : steps_.size()) > 1;
+  const bool chooses =
+      (ks_.empty() ? 1 : ks_.size()) * (rates_.empty() ? 1 : rates_.size()) * (steps_.empty() ? 1 : steps_.size()) > 1;
   const int64_t curve = method_.learns ? static_cast<int64_t>(config_.curve.size()) : 0;
   int64_t held = 0;
   for (size_t p = 0; p < data_.people.size(); ++p) held += held_out(p);
@@ -770,7 +816,8 @@ CellEstimate CellRun::estimate() {
   std::unique_ptr<GroupLearner> learner;
   if (method_.learns) {
     std::vector<PersonPairs> pairs = training_pairs(true, k);
-    pairs.erase(std::remove_if(pairs.begin(), pairs.end(), [](const PersonPairs& p) { return p.data.size() == 0; }), pairs.end());
+    pairs.erase(std::remove_if(pairs.begin(), pairs.end(), [](const PersonPairs& p) { return p.data.size() == 0; }),
+                pairs.end());
     if (!pairs.empty()) {
       // The whole cell's groups, of which these people stand for all.
       per_group = group_size(std::vector<PersonPairs>(static_cast<size_t>(people), pairs[0]), workers.size());
@@ -780,7 +827,8 @@ CellEstimate CellRun::estimate() {
         group[i] = pairs[i % pairs.size()];
         pointers.push_back(&group[i]);
       }
-      learner = std::make_unique<GroupLearner>(worker, method_, config_.method, *model_, LearnOptions{rates_[0], config_.method.batch, config_.seed}, pointers);
+      learner = std::make_unique<GroupLearner>(worker, method_, config_.method, *model_,
+                                               LearnOptions{rates_[0], config_.method.batch, config_.seed}, pointers);
       parameters = learner->parameters();
       learner->train_to(1);
       const double t = cell_clock();
@@ -802,7 +850,8 @@ CellEstimate CellRun::estimate() {
   // Parameters, gradients and two moments; the trainable copy of full tuning stands beside the base.
   constexpr int64_t kProgram = int64_t{48} << 20;  // code, tables, the task's texts, heap
   const int64_t learned = 4 * parameters * int64_t{sizeof(float)} * per_group;
-  e.budget_bytes = model_->stored_bytes() + workers.size() * (workers.activation_bytes() + workers.kv_bytes() + learned);
+  e.budget_bytes =
+      model_->stored_bytes() + workers.size() * (workers.activation_bytes() + workers.kv_bytes() + learned);
   e.peak_bytes = kProgram + e.budget_bytes + (compression_.method == CompressMethod::none ? 0 : model_->file_bytes);
   return e;
 }
@@ -811,7 +860,9 @@ CellEstimate CellRun::estimate() {
 
 double CellEstimate::total_s() const { return load_s + double(steps) * step_s + double(queries) * answer_s; }
 
-CellResult run_cell(const CellConfig& config, const CellEnvironment& environment) { return CellRun(config, environment, false).run(); }
+CellResult run_cell(const CellConfig& config, const CellEnvironment& environment) {
+  return CellRun(config, environment, false).run();
+}
 
 CellEstimate estimate_cell(const CellConfig& config, const CellEnvironment& environment) {
   return CellRun(config, environment, true).estimate();

@@ -30,10 +30,13 @@ PromptCodec::PromptCodec(const Tokenizer& tokenizer, int64_t context, AnswerForm
   }
   ends_.assign(static_cast<size_t>(tokenizer.vocab_size()), 0);
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
-    if (id == tokenizer.eos_id() || tokenizer.decode({id}).find(format_.suffix) != std::string::npos) ends_[static_cast<size_t>(id)] = 1;
+    if (id == tokenizer.eos_id() || tokenizer.decode({id}).find(format_.suffix) != std::string::npos)
+      ends_[static_cast<size_t>(id)] = 1;
 }
 
-int64_t PromptCodec::count(const std::string& text) const { return static_cast<int64_t>(tokenizer_.encode(text, kPlain).size()); }
+int64_t PromptCodec::count(const std::string& text) const {
+  return static_cast<int64_t>(tokenizer_.encode(text, kPlain).size());
+}
 
 PromptCodec::Joined PromptCodec::join(const std::string& prompt, const std::vector<std::string>& answers) const {
   Joined j;
@@ -41,8 +44,9 @@ PromptCodec::Joined PromptCodec::join(const std::string& prompt, const std::vect
   j.common = alone.size();
   // Where the answer prefix starts tokens of its own, the prompt need not be encoded again for every answer.
   const std::vector<int32_t> prefix = tokenizer_.encode(format_.prefix, kPlain);
-  const bool separate = answers.size() > 1 && prefix.size() < alone.size() &&
-                        std::equal(prefix.begin(), prefix.end(), alone.end() - static_cast<std::ptrdiff_t>(prefix.size()));
+  const bool separate =
+      answers.size() > 1 && prefix.size() < alone.size() &&
+      std::equal(prefix.begin(), prefix.end(), alone.end() - static_cast<std::ptrdiff_t>(prefix.size()));
   for (const std::string& answer : answers) {
     std::vector<int32_t> whole;
     if (separate) {
@@ -78,11 +82,13 @@ PromptCodec::Sequence PromptCodec::pair(const std::string& prompt, const std::st
   return s;
 }
 
-PromptCodec::Question PromptCodec::question(const std::string& prompt, const std::vector<std::string>& answers, int64_t reserve) const {
+PromptCodec::Question PromptCodec::question(const std::string& prompt, const std::vector<std::string>& answers,
+                                            int64_t reserve) const {
   const Joined j = join(prompt, answers);
   Question q;
   int64_t longest = reserve;
-  const std::vector<int32_t> alone = answers.empty() ? tokenizer_.encode(prompt + format_.prefix, kPlain) : std::vector<int32_t>();
+  const std::vector<int32_t> alone =
+      answers.empty() ? tokenizer_.encode(prompt + format_.prefix, kPlain) : std::vector<int32_t>();
   const std::vector<int32_t>& first = answers.empty() ? alone : j.whole[0];
   for (const std::vector<int32_t>& whole : j.whole) {
     q.answers.emplace_back(whole.begin() + static_cast<std::ptrdiff_t>(j.common), whole.end());

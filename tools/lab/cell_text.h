@@ -18,8 +18,8 @@ class PromptCodec {
   // context: tokens of a sequence at most, virtual ones not counted.
   PromptCodec(const Tokenizer& tokenizer, int64_t context, AnswerFormat format = {});
 
-  // A pair to train on: BOS where the tokenizer adds one, prompt, answer prefix, completion, suffix, EOS where there is one.
-  // What does not fit is cut: the prompt from its left, a completion that alone is too long from its right.
+  // A pair to train on: BOS where the tokenizer adds one, prompt, answer prefix, completion, suffix, EOS where there is
+  // one. What does not fit is cut: the prompt from its left, a completion that alone is too long from its right.
   struct Sequence {
     std::vector<int32_t> ids;
     int32_t learn_from = 0;  // the first token of the completion

@@ -9,7 +9,9 @@
 
 namespace thimble::lab {
 
-double cell_clock() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double cell_clock() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // FNV-1a of the name, mixed with the seed as splitmix64 does.
 uint64_t named_seed(uint64_t seed, std::string_view name) {
@@ -21,7 +23,8 @@ uint64_t named_seed(uint64_t seed, std::string_view name) {
   return z ^ z >> 31;
 }
 
-Worker::Worker(const KernelTable& kernels, int threads, int64_t limit, Precision precision, Model& base, int64_t max_tokens)
+Worker::Worker(const KernelTable& kernels, int threads, int64_t limit, Precision precision, Model& base,
+               int64_t max_tokens)
     : budget(limit), ctx(kernels, threads, &budget), transformer(base, max_tokens) {
   ctx.precision = precision;
 }
@@ -42,7 +45,8 @@ int64_t Workers::count(const CellEnvironment& environment, int64_t tasks, bool l
   return !lean && tasks >= environment.threads ? environment.threads : 1;
 }
 
-Workers::Workers(const std::vector<Model*>& models, int64_t max_tokens, const CellEnvironment& environment, Precision precision)
+Workers::Workers(const std::vector<Model*>& models, int64_t max_tokens, const CellEnvironment& environment,
+                 Precision precision)
     : environment_(environment) {
   const auto n = static_cast<int64_t>(models.size());
   const int64_t limit = environment.budget ? environment.budget->limit() : 0;
@@ -96,7 +100,8 @@ int64_t Workers::kv_bytes() const {
 int64_t Workers::activation_bytes() const {
   int64_t sum = 0;
   for (const auto& w : workers_)
-    sum += static_cast<int64_t>(w->ctx.saved.peak() + w->ctx.grads.peak() + w->ctx.scratch.peak() + w->ctx.replayed.peak());
+    sum += static_cast<int64_t>(w->ctx.saved.peak() + w->ctx.grads.peak() + w->ctx.scratch.peak() +
+                                w->ctx.replayed.peak());
   return sum;
 }
 

@@ -1,6 +1,6 @@
 // People are independent of one another, so a cell runs them side by side: each worker has a thread, a context and a
-// transformer over the one read-only base. What a person's rows give depends neither on the worker nor on who shares the
-// batch, so any number of workers gives the same bits.
+// transformer over the one read-only base. What a person's rows give depends neither on the worker nor on who shares
+// the batch, so any number of workers gives the same bits.
 #pragma once
 
 #include <cstdint>
@@ -36,23 +36,26 @@ struct Worker {
 
 class Workers {
  public:
-  // How many workers `tasks` independent pieces of work get; fewer pieces than threads leave one worker with all threads, and
-  // so does a limit of memory, since every worker holds activations of its own.
+  // How many workers `tasks` independent pieces of work get; fewer pieces than threads leave one worker with all
+  // threads, and so does a limit of memory, since every worker holds activations of its own.
   static int64_t count(const CellEnvironment& environment, int64_t tasks, bool lean);
-  // One worker per model: the shared base several times, or copies that train. What is left of the budget is shared out.
-  Workers(const std::vector<Model*>& models, int64_t max_tokens, const CellEnvironment& environment, Precision precision);
+  // One worker per model: the shared base several times, or copies that train. What is left of the budget is shared
+  // out.
+  Workers(const std::vector<Model*>& models, int64_t max_tokens, const CellEnvironment& environment,
+          Precision precision);
 
   int64_t size() const { return static_cast<int64_t>(workers_.size()); }
   Worker& at(int64_t i) { return *workers_[static_cast<size_t>(i)]; }
-  // fn(worker, worker index, task) for every task in [0, tasks), in any order; then the error of the lowest task that failed.
+  // fn(worker, worker index, task) for every task in [0, tasks), in any order; then the error of the lowest task that
+  // failed.
   void run(int64_t tasks, const std::function<void(Worker&, int64_t worker, int64_t task)>& fn);
   // Reports progress from any worker.
   void progress(const std::string& phase, int64_t done, int64_t total);
 
-  double train_s() const;   // thread seconds / workers
+  double train_s() const;  // thread seconds / workers
   double answer_s() const;
-  int64_t kv_bytes() const;         // of all workers
-  int64_t activation_bytes() const; // peaks of all workers' arenas
+  int64_t kv_bytes() const;          // of all workers
+  int64_t activation_bytes() const;  // peaks of all workers' arenas
 
  private:
   const CellEnvironment& environment_;

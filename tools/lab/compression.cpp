@@ -12,7 +12,8 @@ constexpr int64_t kOwnSequences = 32, kOwnLength = 256;
 constexpr uint64_t kOtherPeople = 0x63616c6962726174;  // added to the world's seed
 
 // Round robin over people, so that few sequences still come from many of them.
-void add_people(const std::vector<Person>& people, size_t first, const PromptCodec& codec, std::vector<std::vector<int32_t>>& out) {
+void add_people(const std::vector<Person>& people, size_t first, const PromptCodec& codec,
+                std::vector<std::vector<int32_t>>& out) {
   for (size_t q = 0; out.size() < kSequences; ++q) {
     bool any = false;
     for (size_t p = first; p < people.size() && out.size() < kSequences; ++p) {
@@ -51,8 +52,8 @@ CompressOptions find_compression(const std::string& text) {
   throw Error(ErrorCode::usage, "compression: there is no \"" + text + "\"", "forms: " + forms);
 }
 
-CalibrationText calibration_text(const CellConfig& config, const TaskData& all, size_t examined, const PromptCodec& codec,
-                                 Model& model, Context& ctx) {
+CalibrationText calibration_text(const CellConfig& config, const TaskData& all, size_t examined,
+                                 const PromptCodec& codec, Model& model, Context& ctx) {
   CalibrationText text;
   if (config.task.is_world) {
     WorldDials dials = config.task.world;
@@ -71,7 +72,8 @@ CalibrationText calibration_text(const CellConfig& config, const TaskData& all, 
   return text;
 }
 
-nlohmann::ordered_json compress_base(Model& model, Context& ctx, const CompressOptions& options, const CalibrationText& text) {
+nlohmann::ordered_json compress_base(Model& model, Context& ctx, const CompressOptions& options,
+                                     const CalibrationText& text) {
   const CompressReport r = compress_model(model, ctx, options, text.sequences);
   int64_t fallbacks = 0;
   double error = 0;

@@ -29,10 +29,11 @@ struct CalibrationText {
   std::vector<std::vector<int32_t>> sequences;
 };
 // all: every person of the data; the first `examined` are in the cell.
-CalibrationText calibration_text(const CellConfig& config, const TaskData& all, size_t examined, const PromptCodec& codec,
-                                 Model& model, Context& ctx);
+CalibrationText calibration_text(const CellConfig& config, const TaskData& all, size_t examined,
+                                 const PromptCodec& codec, Model& model, Context& ctx);
 
 // Compresses in place; what was done, for metrics.json.
-nlohmann::ordered_json compress_base(Model& model, Context& ctx, const CompressOptions& options, const CalibrationText& text);
+nlohmann::ordered_json compress_base(Model& model, Context& ctx, const CompressOptions& options,
+                                     const CalibrationText& text);
 
 }  // namespace thimble::lab

@@ -56,7 +56,9 @@ class Pass {
     hidden_ = worker_.transformer.forward(worker_.ctx, batch);
   }
   // Row r of what sequence i fed.
-  const float* hidden(size_t i, size_t r) const { return hidden_.t.f32() + (at_[i] + static_cast<int64_t>(r)) * hidden_.t.cols(); }
+  const float* hidden(size_t i, size_t r) const {
+    return hidden_.t.f32() + (at_[i] + static_cast<int64_t>(r)) * hidden_.t.cols();
+  }
   int64_t cols() const { return hidden_.t.cols(); }
 
  private:
@@ -73,7 +75,8 @@ class Pass {
 // Rows of hidden states that are turned into logits together.
 class Head {
  public:
-  explicit Head(Worker& worker) : worker_(worker), cols_(worker.transformer.config().embed_dim), vocab_(worker.transformer.config().vocab_size) {}
+  explicit Head(Worker& worker)
+      : worker_(worker), cols_(worker.transformer.config().embed_dim), vocab_(worker.transformer.config().vocab_size) {}
   void clear() {
     rows_.clear();
     labels_.clear();
@@ -86,14 +89,17 @@ class Head {
   // Negative log-probability of every row's label.
   const std::vector<double>& losses() {
     losses_.resize(labels_.size());
-    each_chunk([&](size_t first, int64_t n, const float* logits) { score(logits, n, labels_.data() + first, losses_.data() + first); });
+    each_chunk([&](size_t first, int64_t n, const float* logits) {
+      score(logits, n, labels_.data() + first, losses_.data() + first);
+    });
     return losses_;
   }
   // All logits; only for few rows.
   std::vector<float> logits() {
     std::vector<float> all(labels_.size() * static_cast<size_t>(vocab_));
     each_chunk([&](size_t first, int64_t n, const float* logits) {
-      std::memcpy(all.data() + first * static_cast<size_t>(vocab_), logits, static_cast<size_t>(n * vocab_) * sizeof(float));
+      std::memcpy(all.data() + first * static_cast<size_t>(vocab_), logits,
+                  static_cast<size_t>(n * vocab_) * sizeof(float));
     });
     return all;
   }
@@ -102,7 +108,8 @@ class Head {
     best_.resize(labels_.size());
     each_chunk([&](size_t first, int64_t n, const float* logits) {
       for (int64_t i = 0; i < n; ++i)
-        best_[first + static_cast<size_t>(i)] = static_cast<int32_t>(std::max_element(logits + i * vocab_, logits + (i + 1) * vocab_) - (logits + i * vocab_));
+        best_[first + static_cast<size_t>(i)] = static_cast<int32_t>(
+            std::max_element(logits + i * vocab_, logits + (i + 1) * vocab_) - (logits + i * vocab_));
     });
     return best_;
   }
@@ -132,8 +139,8 @@ class Head {
 
 // Log-probabilities of the choices. The first token of each comes from the prompt's last row; the others are fed behind
 // the prompt, to which the cache is rewound for the next choice.
-void score_choices(Worker& worker, Pass& pass, Head& head, const Question* questions, size_t n, const std::vector<float>& first,
-                   Answer* answers) {
+void score_choices(Worker& worker, Pass& pass, Head& head, const Question* questions, size_t n,
+                   const std::vector<float>& first, Answer* answers) {
   size_t most = 0;
   for (size_t i = 0; i < n; ++i) {
     most = std::max(most, questions[i].choices.size());
@@ -205,8 +212,9 @@ void generate(Worker& worker, Pass& pass, Head& head, const PromptCodec& codec, 
 
 }  // namespace
 
-void answer_questions(Worker& worker, const PromptCodec& codec, const std::vector<Question>& questions, size_t begin, size_t end,
-                      const std::vector<Adapter*>& adapters, const AnswerOptions& options, std::vector<Answer>& answers) {
+void answer_questions(Worker& worker, const PromptCodec& codec, const std::vector<Question>& questions, size_t begin,
+                      size_t end, const std::vector<Adapter*>& adapters, const AnswerOptions& options,
+                      std::vector<Answer>& answers) {
   const double started = cell_clock();
   const ModelConfig& config = worker.transformer.config();
   const int64_t token_bytes = config.n_layers * 2 * config.kv_cols() * int64_t{sizeof(float)};
@@ -223,7 +231,8 @@ void answer_questions(Worker& worker, const PromptCodec& codec, const std::vecto
       const Question& q = questions[last];
       const int64_t more = std::max(longest, static_cast<int64_t>(q.prompt.size()) + tail_of(q));
       const auto n = static_cast<int64_t>(last - first) + 1;
-      const bool fits = rows + static_cast<int64_t>(q.prompt.size()) <= options.batch_rows && n * more * token_bytes <= options.cache_bytes;
+      const bool fits = rows + static_cast<int64_t>(q.prompt.size()) <= options.batch_rows &&
+                        n * more * token_bytes <= options.cache_bytes;
       if (last > first && !fits) break;
       rows += static_cast<int64_t>(q.prompt.size());
       longest = more;
@@ -248,14 +257,18 @@ void answer_questions(Worker& worker, const PromptCodec& codec, const std::vecto
     for (size_t i = 0; i < n; ++i) {
       if (group[i].labels.empty()) continue;
       Answer& a = answers[first + i];
-      a.text = group[i].labels[static_cast<size_t>(std::max_element(a.logprobs.begin(), a.logprobs.begin() + static_cast<std::ptrdiff_t>(group[i].labels.size())) - a.logprobs.begin())];
+      a.text = group[i].labels[static_cast<size_t>(
+          std::max_element(a.logprobs.begin(),
+                           a.logprobs.begin() + static_cast<std::ptrdiff_t>(group[i].labels.size())) -
+          a.logprobs.begin())];
     }
     first = last;
   }
   worker.answer_s += cell_clock() - started;
 }
 
-std::vector<std::vector<float>> embed_texts(Worker& worker, const PromptCodec& codec, const std::vector<std::string>& texts) {
+std::vector<std::vector<float>> embed_texts(Worker& worker, const PromptCodec& codec,
+                                            const std::vector<std::string>& texts) {
   std::vector<std::vector<float>> vectors;
   constexpr int64_t kRows = 2048;
   std::vector<int32_t> ids, cu(1, 0);

@@ -13,7 +13,8 @@ Model trainable_copy(const Model& base, const KernelTable& kernels, MemoryBudget
   for_each_weight(base.weights, [&](Role role, int64_t layer, const Weight& w) {
     if (is_tiled(w.format))
       throw Error(ErrorCode::unsupported,
-                  fmt::format("method full: {} of layer {} is stored as packed codes, which cannot learn", role_name(role), layer),
+                  fmt::format("method full: {} of layer {} is stored as packed codes, which cannot learn",
+                              role_name(role), layer),
                   "tune an adapter (lora) over a quantized base, or leave the base uncompressed or pruned");
   });
   Model copy;
@@ -32,8 +33,8 @@ Model trainable_copy(const Model& base, const KernelTable& kernels, MemoryBudget
   return copy;
 }
 
-GroupLearner::GroupLearner(Worker& worker, const Method& method, const MethodSpec& spec, Model& base, const LearnOptions& options,
-                           std::vector<const PersonPairs*> people)
+GroupLearner::GroupLearner(Worker& worker, const Method& method, const MethodSpec& spec, Model& base,
+                           const LearnOptions& options, std::vector<const PersonPairs*> people)
     : worker_(worker), options_(options) {
   THIMBLE_CHECK(method.learns && !people.empty() && (!method.full() || people.size() == 1));
   for (const PersonPairs* p : people) {
@@ -72,7 +73,8 @@ void GroupLearner::one_step() {
     const int64_t virtuals = l.adapter && l.adapter->kind() == AdapterKind::prompt ? l.adapter->n_virtual() : 0;
     l.begin = static_cast<int64_t>(rows_.ids.size());
     const int64_t learned_before = rows_.learned;
-    for (int64_t b = 0; b < options_.batch; ++b) rows_.append(l.pairs->data.draw(l.pairs->seed, step_ * options_.batch + b), virtuals);
+    for (int64_t b = 0; b < options_.batch; ++b)
+      rows_.append(l.pairs->data.draw(l.pairs->seed, step_ * options_.batch + b), virtuals);
     l.end = static_cast<int64_t>(rows_.ids.size());
     weights_.resize(static_cast<size_t>(l.end), static_cast<float>(1.0 / double(rows_.learned - learned_before)));
     if (l.adapter) segments_.push_back({l.begin, l.end, l.adapter.get()});
@@ -113,7 +115,9 @@ void GroupLearner::one_step() {
     loss /= double(learned);
     const double norm = l.optimizer->gradient_norm(ctx);
     if (!std::isfinite(loss) || !std::isfinite(norm))
-      throw Error(ErrorCode::input, fmt::format("learning diverged at step {} of person {}: loss {}, gradient norm {}", step_ + 1, l.pairs->user_id, loss, norm),
+      throw Error(ErrorCode::input,
+                  fmt::format("learning diverged at step {} of person {}: loss {}, gradient norm {}", step_ + 1,
+                              l.pairs->user_id, loss, norm),
                   "lower the learning rate");
     l.losses.push_back(loss);
     l.optimizer->step(ctx, adamw, lr, norm);

@@ -1,5 +1,6 @@
 // Learning of many people at once: a batch holds the rows of several people, each with an adapter over the shared base;
-// gradients, clipping and AdamW are a person's own. What a person learns is the same, bit for bit, alone and in any company.
+// gradients, clipping and AdamW are a person's own. What a person learns is the same, bit for bit, alone and in any
+// company.
 #pragma once
 
 #include <cstdint>
@@ -18,15 +19,15 @@ namespace thimble::lab {
 // What one person learns from.
 struct PersonPairs {
   std::string user_id;
-  uint64_t seed = 0;     // of the adapter's first values and of the draws
+  uint64_t seed = 0;  // of the adapter's first values and of the draws
   Dataset data;
   int64_t truncated = 0;
 };
 
 struct LearnOptions {
-  double lr = 1e-3;      // constant, after a warm-up of kWarmup steps
-  int64_t batch = 8;     // pairs per step and person
-  uint64_t seed = 0;     // of dropout
+  double lr = 1e-3;   // constant, after a warm-up of kWarmup steps
+  int64_t batch = 8;  // pairs per step and person
+  uint64_t seed = 0;  // of dropout
 };
 constexpr int64_t kWarmup = 2;
 
@@ -61,7 +62,7 @@ class GroupLearner {
   std::vector<Learner> learners_;
   MicroBatch rows_;
   std::vector<AdapterSegment> segments_;
-  std::vector<float> weights_;    // of the rows' losses
+  std::vector<float> weights_;  // of the rows' losses
   std::vector<double> row_loss_;
   int64_t step_ = 0;
 };

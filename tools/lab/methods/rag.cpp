@@ -1,4 +1,5 @@
-// Retrieval: items of the history that resemble the question stand in the prompt (Salemi et al., LaMP, arXiv 2304.11406).
+// Retrieval: items of the history that resemble the question stand in the prompt (Salemi et al., LaMP, arXiv
+// 2304.11406).
 #include "tools/lab/method.h"
 
 namespace thimble::lab {
