@@ -245,7 +245,13 @@ int run_run(const LabOptions& o) {
   const lab::Plan plan = lab::read_plan(o.plan, overrides);
   const int threads = threads_of(session, plan);
   lab::RunnerOptions options = runner_options(o, session, threads);
-  const lab::PreparedRun run = lab::prepare_run(plan, overrides, o.out, options);
+  lab::PreparedRun run;
+  {
+    Progress progress(o.common, "looking at costs", static_cast<int64_t>(combinations(plan)), "cells");
+    options.measuring = [&progress](size_t done, size_t) { progress.update(static_cast<int64_t>(done)); };
+    run = lab::prepare_run(plan, overrides, o.out, options);
+    options.measuring = nullptr;
+  }
   say(o.common, fmt::format("{}: {} cells{}{}", o.out, run.hashes.size(), run.merged > 0 ? fmt::format(" ({} combinations were equal to another)", run.merged) : "",
                             run.infeasible > 0 ? fmt::format(", {} left out that do not fit into RAM", run.infeasible) : ""));
   lab::RunSummary summary;

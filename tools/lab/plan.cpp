@@ -661,12 +661,13 @@ Plan read_plan(const std::string& path, const PlanOverrides& overrides) {
 }
 
 std::vector<std::string> varying_factors(const std::vector<const CellConfig*>& cells) {
-  // In the order of first appearance, so that reports read like the configuration.
-  std::vector<std::pair<std::string, std::set<std::string>>> values;
-  const auto note = [&](const std::string& name, const nlohmann::ordered_json& value) {
+  // In the order of first appearance, so that reports read like the configuration. group: cells among which the setting
+  // is compared; the defaults of two methods differ without being a factor.
+  std::vector<std::pair<std::string, std::map<std::string, std::set<std::string>>>> values;
+  const auto note = [&](const std::string& name, const nlohmann::ordered_json& value, const std::string& group = {}) {
     auto it = std::find_if(values.begin(), values.end(), [&](const auto& v) { return v.first == name; });
     if (it == values.end()) it = values.insert(values.end(), {name, {}});
-    it->second.insert(value.dump());
+    it->second[group].insert(value.dump());
   };
   for (const CellConfig* c : cells) {
     const nlohmann::ordered_json json = c->to_json();
@@ -682,7 +683,7 @@ std::vector<std::string> varying_factors(const std::vector<const CellConfig*>& c
       if (key == "n_virtual") applies = adapter && (kind == AdapterKind::prompt || kind == AdapterKind::prefix);
       if (key == "lr" || key == "batch") applies = method.learns;
       if (key == "retriever" || key == "k" || key == "prompt_tokens") applies = method.retrieves;
-      if (applies) note("method." + key, item.value());
+      if (applies) note("method." + key, item.value(), key == "name" ? "" : c->method.name);
     }
     const bool world = c->task.is_world;
     const nlohmann::ordered_json& task = world ? json["task"]["world"] : json["task"];
@@ -690,8 +691,9 @@ std::vector<std::string> varying_factors(const std::vector<const CellConfig*>& c
       if (!world || item.key() != "seed") note((world ? "task.world." : "task.") + item.key(), item.value());
   }
   std::vector<std::string> names;
-  for (const auto& [name, set] : values)
-    if (set.size() > 1) names.push_back(name);
+  for (const auto& entry : values)
+    if (std::any_of(entry.second.begin(), entry.second.end(), [](const auto& group) { return group.second.size() > 1; }))
+      names.push_back(entry.first);
   return names;
 }
 

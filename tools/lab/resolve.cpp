@@ -101,25 +101,20 @@ ResolvedPlan resolve_plan(const Plan& plan, MachineFile& machine, const ResolveO
   Digests digests(plan, machine);
   // Everything is looked for before anything is measured.
   std::vector<std::vector<CellConfig>> configs;
-  size_t total = 0;
   for (const PlanGrid& grid : plan.grids) {
     auto& list = configs.emplace_back();
     for (const PlanCell& cell : grid.cells) {
       list.push_back(cell.config);
       digests.fill(cell, list.back());
     }
-    total += list.size();
   }
 
   std::unordered_map<std::string, size_t> known;
-  size_t done = 0;
   for (size_t g = 0; g < plan.grids.size(); ++g) {
     ResolvedGrid grid;
     grid.name = plan.grids[g].name;
     for (size_t i = 0; i < configs[g].size(); ++i) {
       const PlanCell& source = plan.grids[g].cells[i];
-      if (options.progress) options.progress(done, total);
-      ++done;
       ResolvedCell cell;
       cell.config = std::move(configs[g][i]);
       cell.at = source.cell_at;
@@ -165,8 +160,9 @@ ResolvedPlan resolve_plan(const Plan& plan, MachineFile& machine, const ResolveO
   }
 
   std::string refused;
-  size_t n_refused = 0;
+  size_t n_refused = 0, looked_at = 0;
   for (ResolvedCell& c : resolved.cells) {
+    if (options.progress) options.progress(looked_at++, resolved.cells.size());
     if (options.wanted && !options.wanted(c.hash)) continue;
     if (c.hash.empty() || (!options.estimate_all && c.config.ram == 0 && c.seconds == 0)) continue;
     c.estimate = machine.estimate(c.config, options.estimator, &c.no_estimate);

@@ -263,6 +263,7 @@ PreparedRun prepare_run(const Plan& plan, const PlanOverrides& overrides, const 
   ResolveOptions resolve;
   resolve.estimator = options.estimator;
   resolve.estimate_all = options.estimate_all;
+  resolve.progress = options.measuring;
   if (!options.only.empty()) resolve.wanted = [&](const std::string& hash) { return asked_for(hash, options.only); };
   const std::string machine_path = join_path(dir, "machine.json");
   const auto open_machine = [&] {

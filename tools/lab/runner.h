@@ -25,6 +25,7 @@ struct RunnerOptions {
   bool estimate_all = false;
   std::function<bool()> stop;      // asked between cells and while waiting
   std::function<void(const std::string& line)> say;  // words for people
+  std::function<void(size_t done, size_t total)> measuring;  // while prepare_run looks at costs
   std::function<void(size_t done, size_t total, double remaining_s, const std::string& now)> progress;
 };
 
