@@ -98,7 +98,7 @@ ZooRecipe load_recipe(const std::string& path) {
   r.config = nlohmann::ordered_json::parse(text).at("config");
 
   if (const auto mix = root.object("mix")) {
-    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rule_known", "rule_turns", "rule_packed", "rule_single", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
+    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rule_known", "rule_turns", "rule_packed", "rule_single", "names", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
     const auto share = [&](const char* key, double& value) { value = mix->get_double(key, value, 0, 1e6); };
     share("known", r.mix.known);
     share("turns", r.mix.turns);
@@ -109,6 +109,7 @@ ZooRecipe load_recipe(const std::string& path) {
     share("rule_turns", r.mix.rule_turns);
     share("rule_packed", r.mix.rule_packed);
     share("rule_single", r.mix.rule_single);
+    share("names", r.mix.names);
     share("text_weight", r.mix.text_weight);
     share("answer_weight", r.mix.answer_weight);
     share("random_examples", r.mix.random_examples);

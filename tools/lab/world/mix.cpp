@@ -103,7 +103,7 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
   WorldDials w;
   w.task = weighted(rng, options_.tasks);
   const Task& task = find_task(w.task);
-  if (is(task, "LaMP_2") && rng.uniform() < 0.4) w.key = "name";
+  if (is(task, "LaMP_2") && rng.uniform() < options_.names) w.key = "name";
   const bool rule = is(task, "LaMP_3") || (is(task, "LaMP_2") && w.key == "topic");
   // 64 names of 32 people are too many facts to be worth knowing: who they are said of are strangers.
   const bool known = w.key != "name" && rng.uniform() < (rule ? options_.rule_known : options_.known);
