@@ -98,7 +98,7 @@ ZooRecipe load_recipe(const std::string& path) {
   r.config = nlohmann::ordered_json::parse(text).at("config");
 
   if (const auto mix = root.object("mix")) {
-    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rule_known", "rule_turns", "rule_packed", "rule_single", "names", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
+    only_keys(*mix, {"tasks", "known", "turns", "packed", "single", "pair", "rule_known", "rule_turns", "rule_packed", "rule_single", "names", "name_turns", "name_packed", "name_single", "text_weight", "answer_weight", "random_examples", "retriever", "ctx"});
     const auto share = [&](const char* key, double& value) { value = mix->get_double(key, value, 0, 1e6); };
     share("known", r.mix.known);
     share("turns", r.mix.turns);
@@ -110,6 +110,9 @@ ZooRecipe load_recipe(const std::string& path) {
     share("rule_packed", r.mix.rule_packed);
     share("rule_single", r.mix.rule_single);
     share("names", r.mix.names);
+    share("name_turns", r.mix.name_turns);
+    share("name_packed", r.mix.name_packed);
+    share("name_single", r.mix.name_single);
     share("text_weight", r.mix.text_weight);
     share("answer_weight", r.mix.answer_weight);
     share("random_examples", r.mix.random_examples);

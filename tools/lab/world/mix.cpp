@@ -120,8 +120,12 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
   const MixOptions& o = options_;
   // Telling from an author's titles which reference fits takes many examples of it, and nothing else teaches it.
   const bool cites = is(task, "LaMP_1");
-  const auto kind = weighted(rng, cites ? std::vector<std::pair<Kind, double>>{{kTurns, 0.15}, {kPacked, 0.6}, {kSingle, 0.15}, {kPair, 0.1}} : rule ? std::vector<std::pair<Kind, double>>{{kTurns, o.rule_turns}, {kPacked, o.rule_packed}, {kSingle, o.rule_single}}
-                                        : std::vector<std::pair<Kind, double>>{{kTurns, o.turns}, {kPacked, o.packed}, {kSingle, o.single}, {kPair, o.pair}});
+  using Kinds = std::vector<std::pair<Kind, double>>;
+  const Kinds kinds = cites             ? Kinds{{kTurns, 0.15}, {kPacked, 0.6}, {kSingle, 0.15}, {kPair, 0.1}}
+                      : rule            ? Kinds{{kTurns, o.rule_turns}, {kPacked, o.rule_packed}, {kSingle, o.rule_single}}
+                      : w.key == "name" ? Kinds{{kTurns, o.name_turns}, {kPacked, o.name_packed}, {kSingle, o.name_single}}
+                                        : Kinds{{kTurns, o.turns}, {kPacked, o.packed}, {kSingle, o.single}, {kPair, o.pair}};
+  const Kind kind = weighted(rng, kinds);
   // Strangers' turns are about few things, so that earlier turns say something about later ones.
   if (kind == kTurns && !known && is(task, "LaMP_2")) w.keys = 2 + static_cast<int64_t>(rng.below(6));
   const TextDials d = text_dials(w);

@@ -30,6 +30,7 @@ struct MixOptions {
   // known people.
   double rule_known = 0.7, rule_turns = 0.65, rule_packed = 0.15, rule_single = 0.2;
   double names = 0.4;                // share of tags that depend on names: facts to be copied
+  double name_turns = 0.35, name_packed = 0.35, name_single = 0.3;
   double text_weight = 0.1;          // of the loss on everything but answers
   double answer_weight = 1;          // of the loss on an answer's tokens; texts: half of it
   double random_examples = 0.2;      // share of packed sequences with random instead of retrieved examples
