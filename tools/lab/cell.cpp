@@ -32,6 +32,9 @@ constexpr int64_t kLongestContext = 4096;  // of one prompt with its answer
 constexpr int64_t kLongestAnswer = 96;     // tokens of a generated answer
 // Of a cell under a limit of memory: rows of a prefill, and the share of the limit that keys and values get.
 constexpr int64_t kLeanRows = 512, kLeanCacheShare = 8;
+// A limit of at least so many times the model and 32 MiB never matters: activations, adapters and caches of a few
+// thousand rows take less.
+constexpr int64_t kAmple = 32;
 
 int64_t peak_rss() {
   struct rusage usage {};
@@ -91,7 +94,10 @@ class CellRun {
   CellEstimate estimate();
 
  private:
-  bool lean() const { return config_.ram > 0; }
+  // Under a limit that could matter people come one after another, with small caches. The results are the same.
+  bool lean() const {
+    return config_.ram > 0 && config_.ram / kAmple < model_->file_bytes + (int64_t{32} << 20);
+  }
   AnswerOptions answer_options() const {
     AnswerOptions o;
     o.max_new_tokens = max_new_;
