@@ -231,15 +231,16 @@ TEST(Awq, NeverWorseThanNoScalingOrRatioZero) {
       const std::vector<float> plain = dequantize(quantize_rtn(w.data(), rows, n, spec, nullptr, 1));
       const std::vector<float> clipped = dequantize(quantize_rtn(w.data(), rows, n, spec, shrink.data(), 1));
       for (int64_t g = 0; g < groups; ++g) {
-        std::vector<float> d(size_t(rows * width)), e(d.size());
+        const int64_t columns = std::min(width, n - g * width);  // the last group may be narrower
+        std::vector<float> d(size_t(rows * columns)), e(d.size());
         for (int64_t r = 0; r < rows; ++r)
-          for (int64_t c = 0; c < width; ++c) {
-            const auto from = size_t(r * n + g * width + c), to = size_t(r * width + c);
+          for (int64_t c = 0; c < columns; ++c) {
+            const auto from = size_t(r * n + g * width + c), to = size_t(r * columns + c);
             d[to] = w[from] - clipped[from];
             e[to] = w[from] - plain[from];
           }
         const float* corner = gram.data() + g * width * n + g * width;
-        EXPECT_LE(gram_error(kernels(), 1, d.data(), rows, width, corner, n), gram_error(kernels(), 1, e.data(), rows, width, corner, n) * 1.0001);
+        EXPECT_LE(gram_error(kernels(), 1, d.data(), rows, columns, corner, n), gram_error(kernels(), 1, e.data(), rows, columns, corner, n) * 1.0001);
       }
     }
 }
