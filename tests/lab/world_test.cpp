@@ -86,6 +86,21 @@ TEST(World, MoreHistoryIsBetter) {
   }
 }
 
+// Who may look at the latest items only knows less, of the same data.
+TEST(World, BestScoresFromTheLatestItems) {
+  for (const std::string& task : {"LaMP_1", "LaMP_2", "LaMP_3"}) {
+    WorldDials d = dials(task);
+    for (const double drift : {0.0, 0.5}) {
+      d.drift = drift;
+      const WorldTask all = make_world(d), same = make_world(d, 64), few = make_world(d, 2);
+      EXPECT_EQ(primary(all).history, primary(same).history);
+      EXPECT_LT(primary(few).history, primary(all).history - 0.01) << task;
+      EXPECT_EQ(few.data.people[3].history.size(), 64u);
+      EXPECT_EQ(few.data.people[3].history[5].fields, all.data.people[3].history[5].fields);
+    }
+  }
+}
+
 TEST(World, NoiseReplacesAnswers) {
   for (const std::string& task : {"LaMP_2", "LaMP_3", "LaMP_1"}) {
     WorldDials d = dials(task, 96);

@@ -198,7 +198,7 @@ CellRun::CellRun(const CellConfig& config, const CellEnvironment& environment, b
 
 void CellRun::load_task() {
   if (config_.task.is_world) {
-    WorldTask world = make_world(config_.task.world);
+    WorldTask world = make_world(config_.task.world, config_.history);
     all_ = std::move(world.data);
     possible_ = std::move(world.possible);
   } else {

@@ -27,6 +27,7 @@ struct Truth {
   std::vector<Scene> history, queries;
   std::vector<std::string> answers;  // of the history, noise included
   std::vector<Citation> citations;   // LaMP_1
+  size_t since = 0;                  // the history from here on follows `now`, or says as much about it as all of it
 };
 
 bool is(const TextDials& d, const char* name) { return std::string_view(d.task->name) == name; }
@@ -172,7 +173,7 @@ void possible_ratings(const TextDials& d, const std::vector<Truth>& truths, cons
     const Truth& t = truths[person];
     std::vector<double> posterior = prior;
     // Under drift only what was written since the rules changed is evidence.
-    for (size_t h = d.drift > 0 ? t.history.size() / 2 : 0; h < t.history.size(); ++h) {
+    for (size_t h = t.since; h < t.history.size(); ++h) {
       const int seen = t.answers[h][0] - '0';
       const RatingTable table(t.history[h]);
       double top = 0;
@@ -214,7 +215,7 @@ void possible_tags(const TextDials& d, const std::vector<Truth>& truths, const s
       const size_t gold = label(people[person].queries[q].output);
       const auto key = [&](const Scene& s) { return d.by_name ? s.name : s.topic; };
       Belief seen(kTags, 0);
-      for (size_t h = d.drift > 0 ? t.history.size() / 2 : 0; h < t.history.size(); ++h)
+      for (size_t h = t.since; h < t.history.size(); ++h)
         if (key(t.history[h]) == key(t.queries[q])) seen[label(t.answers[h])] += 1 + 1e-6 * double(h);
       const size_t mine = key(t.queries[q]);
       const size_t habit = size_t{d.by_name ? habits().tag_of_name[mine] : habits().tag_of_topic[mine]} % static_cast<size_t>(d.classes);
@@ -238,7 +239,7 @@ void possible_citations(const TextDials& d, const std::vector<Truth>& truths, co
   for (size_t person = 0; person < truths.size(); ++person) {
     const Truth& t = truths[person];
     std::array<double, kTopics> seen{};
-    for (size_t h = d.drift > 0 ? t.history.size() / 2 : 0; h < t.history.size(); ++h) seen[t.history[h].topic] += 1;
+    for (size_t h = t.since; h < t.history.size(); ++h) seen[t.history[h].topic] += 1;
     for (const Citation& c : t.citations) {
       const auto judge = [&](Scores& scores, auto&& value) {
         const double one = value(c.reference[0].topic), two = value(c.reference[1].topic);
@@ -293,7 +294,7 @@ void possible_texts(const WorldDials& w, const TextDials& d, const std::vector<T
     std::array<std::map<std::string, double>, 2> opener, closer;
     std::map<int, double> form, verb;
     std::array<std::array<std::array<double, 2>, 2>, kAttributes> synonym{};
-    for (size_t h = d.drift > 0 ? t.history.size() / 2 : 0; h < t.history.size(); ++h) {
+    for (size_t h = t.since; h < t.history.size(); ++h) {
       const Scene& s = t.history[h];
       const std::string& a = t.answers[h];
       const size_t group = d.keys < 2 ? 0 : s.topic >= kTopics / 2, pole = d.keys < 2 ? 0 : s.adjectives[0].pole;
@@ -360,14 +361,22 @@ void possible_texts(const WorldDials& w, const TextDials& d, const std::vector<T
 
 }  // namespace
 
-WorldTask make_world(const WorldDials& w) {
+WorldTask make_world(const WorldDials& w, int64_t visible) {
   const TextDials d = text_dials(w);
   WorldTask world;
   world.data.task = d.task;
   std::vector<Truth> truths;
   for (int64_t i = 0; i < w.people; ++i) {
     world.data.people.emplace_back();
-    truths.push_back(draw_truth(w, d, i, &world.data.people.back()));
+    Truth t = draw_truth(w, d, i, &world.data.people.back());
+    t.since = d.drift > 0 ? t.history.size() / 2 : 0;
+    if (visible > 0 && visible < w.history) {
+      const auto hidden = static_cast<size_t>(w.history - visible);
+      t.history.erase(t.history.begin(), t.history.begin() + static_cast<std::ptrdiff_t>(hidden));
+      t.answers.erase(t.answers.begin(), t.answers.begin() + static_cast<std::ptrdiff_t>(hidden));
+      t.since -= std::min(t.since, hidden);
+    }
+    truths.push_back(std::move(t));
   }
   world.data.sha256 = world_sha256(w);
   Scores query, history, latent;
