@@ -109,6 +109,89 @@ TEST(Trainer, StepsHaveTheSameBitsForAnyThreads) {
   EXPECT_EQ(std::memcmp(results[0].data(), results[1].data(), results[0].size() * sizeof(float)), 0);
 }
 
+// Weights of 1 are the plain loss, bit for bit; a weight of 0 leaves a token out; and the scale of all weights cancels.
+TEST(Trainer, WeightsAreSharesOfTheLoss) {
+  TrainOptions o;
+  o.steps = 3;
+  o.batch = 4;
+  Training plain(o);
+  std::vector<WeightedSequence> ones, some;
+  for (int64_t i = 0; i < plain.data.size(); ++i) {
+    const Dataset::Item item = plain.data.item(i);
+    WeightedSequence s;
+    s.ids.assign(item.ids, item.ids + item.n);
+    for (int64_t t = 0; t < item.n; ++t) s.weights.push_back(t >= item.label_from ? 1.0f : 0.0f);
+    ones.push_back(s);
+    for (float& w : s.weights) w *= 0.25f;
+    some.push_back(s);
+  }
+  Training one(o), quarter(o);
+  one.data = Dataset::from_weighted(ones, 64);
+  quarter.data = Dataset::from_weighted(some, 64);
+  for (int i = 0; i < 3; ++i) {
+    const StepReport a = plain.trainer->step(), b = one.trainer->step(), c = quarter.trainer->step();
+    EXPECT_NEAR(a.loss, b.loss, 1e-6 * a.loss);
+    EXPECT_NEAR(a.loss, c.loss, 1e-6 * a.loss);
+    EXPECT_NEAR(a.grad_norm, b.grad_norm, 1e-5 * a.grad_norm);
+  }
+  EXPECT_NEAR(plain.trainer->evaluate(plain.data), one.trainer->evaluate(one.data), 1e-6);
+
+  // A token that counts double counts as two copies of it would: the weighted mean of the two kinds.
+  Training pair(o);
+  const std::vector<int32_t> ids = {3, 5, 7};
+  pair.data = Dataset::from_weighted({{ids, {0, 1, 0}}, {ids, {0, 0, 1}}, {ids, {0, 1, 2}}}, 64);
+  const auto loss = [&](int64_t i) {
+    const Dataset::Item item = pair.data.item(i);
+    return pair.trainer->evaluate(
+        Dataset::from_weighted({{std::vector<int32_t>(item.ids, item.ids + item.n), std::vector<float>(item.weights, item.weights + item.n)}}, 64));
+  };
+  EXPECT_NEAR(loss(2), (loss(0) + 2 * loss(1)) / 3, 1e-6);
+}
+
+TEST(Trainer, GeneratedSequencesAreThoseOfTheirNumbers) {
+  TrainOptions o;
+  o.steps = 4;
+  o.batch = 2;
+  Training a(o), b(o);
+  const auto make = [](int64_t k, WeightedSequence& s) {
+    Philox rng(3, static_cast<uint64_t>(k));
+    s.ids.clear();
+    for (int i = 0; i < 9; ++i) s.ids.push_back(static_cast<int32_t>(rng.below(100)));
+    s.weights.assign(9, 0.5f);
+  };
+  a.data = Dataset::from_generator(make, 64);
+  b.data = Dataset::from_generator(make, 64);
+  EXPECT_TRUE(a.data.is_generated());
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(a.trainer->step().loss, b.trainer->step().loss);
+}
+
+// A gate that says no moves the decay and the end of the run; one that never says yes stops at max_steps.
+TEST(Trainer, AGateMovesTheDecay) {
+  for (const int64_t yes_at : {int64_t{6}, int64_t{10}, int64_t{1000}}) {
+    TrainOptions o;
+    o.steps = 10;
+    o.max_steps = 20;
+    o.lr = 1e-3;
+    o.batch = 2;
+    o.schedule.kind = ScheduleKind::wsd;
+    o.gate_every = 4;
+    std::vector<int64_t> asked;
+    o.gate = [&](int64_t step) {
+      asked.push_back(step);
+      return step >= yes_at;
+    };
+    Training run(o);
+    std::vector<double> rates;
+    run.trainer->run([&](const StepReport& r) { rates.push_back(r.lr); });
+    const std::vector<int64_t> expected = yes_at == 6 ? std::vector<int64_t>{6} : std::vector<int64_t>{6, 10};
+    EXPECT_EQ(asked, expected);
+    const size_t end = yes_at == 6 ? 10 : yes_at == 10 ? 14 : 18;  // a delay beyond max_steps is not asked for
+    ASSERT_EQ(rates.size(), end);
+    EXPECT_EQ(rates[end - 5], 1e-3);  // the last four steps decay from the peak to a quarter of it
+    EXPECT_NEAR(rates[end - 1], 0.25e-3, 1e-12);
+  }
+}
+
 TEST(Schedule, WarmupAndDecay) {
   Schedule s;
   s.warmup = 2;
