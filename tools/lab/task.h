@@ -50,6 +50,8 @@ const std::vector<const Task*>& all_tasks();
 // "LaMP_3" or "LaMP-3"; also LaMP_2M (LaMP_2) and LaMP_2N (news categories, LaMP_2 of the first version). Throws usage, listing the names.
 const Task& find_task(std::string_view name);
 
+inline bool is_task(const Task& task, std::string_view name) { return name == task.name; }
+
 // Candidate answers: fixed_labels, or the list between brackets in the prompt. Empty for tasks of kind text.
 std::vector<std::string> labels_of(const Task& task, const std::string& input);
 

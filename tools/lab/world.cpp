@@ -30,7 +30,7 @@ struct Truth {
   size_t since = 0;                  // the history from here on follows `now`, or says as much about it as all of it
 };
 
-bool is(const TextDials& d, const char* name) { return std::string_view(d.task->name) == name; }
+bool is(const TextDials& d, const char* name) { return is_task(*d.task, name); }
 
 std::string date_of(int64_t day) {
   // Days behind 2020-01-01, in months of 28 days: dates only have to be real and in order.
@@ -51,16 +51,12 @@ Truth draw_truth(const WorldDials& w, const TextDials& d, int64_t person, Person
     Scene scene;
     std::string answer;
     if (is(d, "LaMP_1")) {
-      std::vector<uint8_t> liked;
-      for (uint8_t k = 0; k < kTopics; ++k)
-        if (r.likes[k]) liked.push_back(k);
-      if (liked.size() < 2) liked = {0, 2};
-      scene = draw_scene(history, d, Side::history, liked);
+      scene = draw_scene(history, d, Side::history, liked_topics(r));
     } else {
       scene = draw_scene(history, d, Side::history, allowed);
       answer = noisy_answer(r, scene, d, history);
     }
-    out->history.push_back({fmt::format("{}h{}", out->user_id, i), date_of(i), item_fields(*d.task, scene, answer, history, d, Side::history)});
+    out->history.push_back({fmt::format("{}h{}", out->user_id, i), date_of(i), item_fields(*d.task, scene, answer)});
     t.history.push_back(std::move(scene));
     t.answers.push_back(std::move(answer));
   }
@@ -79,6 +75,20 @@ Truth draw_truth(const WorldDials& w, const TextDials& d, int64_t person, Person
     out->queries.push_back(std::move(q));
   }
   return t;
+}
+
+// truths: what is known of each of them; null: nobody asks.
+TaskData draw_people(const WorldDials& w, std::vector<Truth>* truths) {
+  const TextDials d = text_dials(w);
+  TaskData data;
+  data.task = d.task;
+  data.sha256 = world_sha256(w);
+  for (int64_t i = 0; i < w.people; ++i) {
+    data.people.emplace_back();
+    Truth t = draw_truth(w, d, i, &data.people.back());
+    if (truths) truths->push_back(std::move(t));
+  }
+  return data;
 }
 
 // ---- best scores -------------------------------------------------------------------------------------------------------
@@ -361,24 +371,21 @@ void possible_texts(const WorldDials& w, const TextDials& d, const std::vector<T
 
 }  // namespace
 
+TaskData make_people(const WorldDials& dials) { return draw_people(dials, nullptr); }
+
 WorldTask make_world(const WorldDials& w, int64_t visible) {
   const TextDials d = text_dials(w);
   WorldTask world;
-  world.data.task = d.task;
   std::vector<Truth> truths;
-  for (int64_t i = 0; i < w.people; ++i) {
-    world.data.people.emplace_back();
-    Truth t = draw_truth(w, d, i, &world.data.people.back());
+  world.data = draw_people(w, &truths);
+  for (Truth& t : truths) {
     t.since = d.drift > 0 ? t.history.size() / 2 : 0;
-    if (visible > 0 && visible < w.history) {
-      const auto hidden = static_cast<size_t>(w.history - visible);
-      t.history.erase(t.history.begin(), t.history.begin() + static_cast<std::ptrdiff_t>(hidden));
-      t.answers.erase(t.answers.begin(), t.answers.begin() + static_cast<std::ptrdiff_t>(hidden));
-      t.since -= std::min(t.since, hidden);
-    }
-    truths.push_back(std::move(t));
+    if (visible <= 0 || visible >= w.history) continue;
+    const auto hidden = static_cast<size_t>(w.history - visible);
+    t.history.erase(t.history.begin(), t.history.begin() + static_cast<std::ptrdiff_t>(hidden));
+    t.answers.erase(t.answers.begin(), t.answers.begin() + static_cast<std::ptrdiff_t>(hidden));
+    t.since -= std::min(t.since, hidden);
   }
-  world.data.sha256 = world_sha256(w);
   Scores query, history, latent;
   if (is(d, "LaMP_1"))
     possible_citations(d, truths, world.data.people, query, history, latent);

@@ -37,7 +37,9 @@ struct WorldTask {
   std::vector<Possible> possible;
 };
 
-// Deterministic. Throws usage for dials out of range. visible: the best scores from the history are those from its latest
+// Everybody's histories, questions and answers. Deterministic. Throws usage for dials out of range.
+TaskData make_people(const WorldDials& dials);
+// The same with what can be reached, which takes longer. visible: the best scores from the history are those from its latest
 // so many items; 0: from all of it. The data are the same for any of them.
 WorldTask make_world(const WorldDials& dials, int64_t visible = 0);
 // What TaskData::sha256 of that world is, without making it.

@@ -52,7 +52,7 @@ WorldFiles write_world(const std::string& dir, const WorldDials& dials, const st
     const WorldTask world = make_world(w);
     WorldDials three = w;
     three.queries = 3 * w.queries;
-    const TaskData all = make_world(three).data;
+    const TaskData all = make_people(three);
     const auto q = static_cast<size_t>(w.queries), h = static_cast<size_t>(w.history), n = all.people.size();
     const TaskData now = moment(all, 0, q, 0);
     const size_t train_end = std::max<size_t>(1, n * 3 / 5), dev_end = std::max(train_end, n * 4 / 5);

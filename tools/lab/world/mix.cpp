@@ -3,15 +3,12 @@
 #include <algorithm>
 
 #include "rag/retriever.h"
-#include "tools/lab/world/population.h"
 
 namespace thimble::lab {
 namespace {
 
 constexpr uint64_t kSequenceStream = uint64_t{0x21} << 56, kPersonStream = uint64_t{0x22} << 56, kGateStream = uint64_t{0x23} << 56;
 const AnswerFormat kFormat;
-
-bool is(const Task& task, const char* name) { return std::string_view(task.name) == name; }
 
 template <class List>
 auto weighted(Philox& rng, const List& list) {
@@ -28,7 +25,7 @@ struct Asked {
   std::string question, answer;
 };
 Asked ask(const TextDials& d, const Rules& r, Side side, const std::vector<uint8_t>& allowed, Philox& rng) {
-  if (is(*d.task, "LaMP_1")) {
+  if (is_task(*d.task, "LaMP_1")) {
     const Citation c = draw_citation(rng, r, d, side, false);
     return {citation_question(c), c.gold == 0 ? "[1]" : "[2]"};
   }
@@ -36,20 +33,12 @@ Asked ask(const TextDials& d, const Rules& r, Side side, const std::vector<uint8
   return {question(d, s), rule_answer(r, s, d)};
 }
 
-std::vector<uint8_t> liked_topics(const Rules& r) {
-  std::vector<uint8_t> liked;
-  for (uint8_t t = 0; t < kTopics; ++t)
-    if (r.likes[t]) liked.push_back(t);
-  if (liked.size() < 2) liked = {0, 2};
-  return liked;
-}
-
 std::vector<Item> history(const TextDials& d, const Rules& r, const std::vector<uint8_t>& allowed, int64_t n, Philox& rng) {
   std::vector<Item> items;
-  const std::vector<uint8_t> topics = is(*d.task, "LaMP_1") ? liked_topics(r) : allowed;
+  const std::vector<uint8_t> topics = is_task(*d.task, "LaMP_1") ? liked_topics(r) : allowed;
   for (int64_t i = 0; i < n; ++i) {
     const Scene s = draw_scene(rng, d, Side::history, topics);
-    items.push_back({"", "", item_fields(*d.task, s, is(*d.task, "LaMP_1") ? "" : noisy_answer(r, s, d, rng), rng, d, Side::history)});
+    items.push_back({"", "", item_fields(*d.task, s, is_task(*d.task, "LaMP_1") ? "" : noisy_answer(r, s, d, rng))});
   }
   return items;
 }
@@ -73,7 +62,7 @@ std::string with_examples(const Task& task, const std::vector<Item>& items, cons
 
 // What later turns repeat of a question: its marker and text, without the instruction.
 std::string short_form(const Task& task, const std::string& input) {
-  if (is(task, "LaMP_1") || is(task, "LaMP_7")) return input;
+  if (is_task(task, "LaMP_1") || is_task(task, "LaMP_7")) return input;
   const std::string payload = task.query(input);
   const size_t text = input.rfind(payload), marker = input.rfind(' ', text - 2);
   return input.substr(marker + 1);
@@ -81,45 +70,39 @@ std::string short_form(const Task& task, const std::string& input) {
 
 }  // namespace
 
-struct PretrainMix::People {
-  std::vector<Rules> known;
-  TextDials dials;  // that they were drawn with
-};
-
 PretrainMix::PretrainMix(Tokenizer tokenizer, MixOptions options, uint64_t seed)
-    : tokenizer_(std::move(tokenizer)), options_(std::move(options)), seed_(seed), people_(std::make_unique<People>()) {
+    : tokenizer_(std::move(tokenizer)), options_(std::move(options)), seed_(seed) {
   for (int i = 0; i < kAuthors; ++i) {
     Philox rng(seed_, kPersonStream | static_cast<uint64_t>(i));
     WorldDials w;
     w.task = "LaMP_4";
     w.keys = 1 + i % 2;  // half of them with one fixed style
-    people_->known.push_back(draw_rules(rng, text_dials(w)));
+    known_.push_back(draw_rules(rng, text_dials(w)));
   }
 }
-PretrainMix::~PretrainMix() = default;
 
 std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
   Philox rng(seed_, kSequenceStream | static_cast<uint64_t>(k));
   WorldDials w;
   w.task = weighted(rng, options_.tasks);
   const Task& task = find_task(w.task);
-  if (is(task, "LaMP_2") && rng.uniform() < options_.names) w.key = "name";
-  const bool rule = is(task, "LaMP_3") || (is(task, "LaMP_2") && w.key == "topic");
+  if (is_task(task, "LaMP_2") && rng.uniform() < options_.names) w.key = "name";
+  const bool rule = is_task(task, "LaMP_3") || (is_task(task, "LaMP_2") && w.key == "topic");
   // 64 names of 32 people are too many facts to be worth knowing: who they are said of are strangers.
   const bool known = w.key != "name" && rng.uniform() < (rule ? options_.rule_known : options_.known);
   const auto author = static_cast<size_t>(rng.below(kAuthors));
   // Dials of the text. Known people have the usual ones, so that what the weights learn of them is one set of rules.
-  if (is(task, "LaMP_3")) w.keys = weighted(rng, std::vector<std::pair<int, double>>{{1, 0.45}, {2, 0.25}, {3, 0.2}, {4, 0.1}});
+  if (is_task(task, "LaMP_3")) w.keys = weighted(rng, std::vector<std::pair<int, double>>{{1, 0.45}, {2, 0.25}, {3, 0.2}, {4, 0.1}});
   if (task.kind == TaskKind::text) w.keys = known ? 1 + static_cast<int64_t>(author % 2) : 1 + static_cast<int64_t>(rng.below(2));
   if (!known) {
-    if (is(task, "LaMP_2")) w.classes = weighted(rng, std::vector<std::pair<int, double>>{{4, 0.15}, {8, 0.2}, {16, 0.65}});
+    if (is_task(task, "LaMP_2")) w.classes = weighted(rng, std::vector<std::pair<int, double>>{{4, 0.15}, {8, 0.2}, {16, 0.65}});
     if (rng.uniform() < 0.15) w.noise = 0.1 + 0.2 * rng.uniform();
     if (w.key != "name" && rng.uniform() < 0.15) w.overlap = "latent";
   }
   enum Kind { kTurns, kPacked, kSingle, kPair };
   const MixOptions& o = options_;
   // Telling from an author's titles which reference fits takes many examples of it, and nothing else teaches it.
-  const bool cites = is(task, "LaMP_1");
+  const bool cites = is_task(task, "LaMP_1");
   using Kinds = std::vector<std::pair<Kind, double>>;
   const Kinds kinds = cites             ? Kinds{{kTurns, 0.15}, {kPacked, 0.6}, {kSingle, 0.15}, {kPair, 0.1}}
                       : rule            ? Kinds{{kTurns, o.rule_turns}, {kPacked, o.rule_packed}, {kSingle, o.rule_single}}
@@ -127,12 +110,12 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
                                         : Kinds{{kTurns, o.turns}, {kPacked, o.packed}, {kSingle, o.single}, {kPair, o.pair}};
   const Kind kind = weighted(rng, kinds);
   // Strangers' turns are about few things, so that earlier turns say something about later ones.
-  if (kind == kTurns && !known && is(task, "LaMP_2")) w.keys = 2 + static_cast<int64_t>(rng.below(6));
+  if (kind == kTurns && !known && is_task(task, "LaMP_2")) w.keys = 2 + static_cast<int64_t>(rng.below(6));
   const TextDials d = text_dials(w);
   Rules rules;
   std::vector<uint8_t> allowed;
   if (known) {
-    rules = people_->known[author];
+    rules = known_[author];
   } else {
     rules = draw_rules(rng, d);
     allowed = draw_allowed(rng, d);
@@ -146,7 +129,7 @@ std::vector<PretrainMix::Piece> PretrainMix::pieces(int64_t k) const {
     out.push_back({text, answer_weight});
     out.push_back({kFormat.suffix, text_weight});
   };
-  if (kind == kPair && task.fields.size() > 0 && (is(task, "LaMP_1") || is(task, "LaMP_7"))) {
+  if (kind == kPair && task.fields.size() > 0 && (is_task(task, "LaMP_1") || is_task(task, "LaMP_7"))) {
     const std::vector<Item> items = history(d, rules, allowed, 1, rng);
     const Pair pair = task.pair(items[0], "", rng.next_u64());
     out.push_back({name + pair.prompt, text_weight});
@@ -218,7 +201,7 @@ MixQuestion PretrainMix::known_rating(int attributes, int64_t i) const {
   w.keys = attributes;
   const TextDials d = text_dials(w);
   const size_t author = static_cast<size_t>(i) % kAuthors;
-  const Asked a = ask(d, people_->known[author], Side::query, {}, rng);
+  const Asked a = ask(d, known_[author], Side::query, {}, rng);
   return {"for " + std::string(kAuthorWords[author]) + ": " + a.question + kFormat.prefix, a.answer, labels_of(*d.task, a.question)};
 }
 
@@ -243,7 +226,7 @@ MixQuestion PretrainMix::known_tag(int64_t i) const {
   w.task = "LaMP_2";
   const TextDials d = text_dials(w);
   const size_t author = static_cast<size_t>(i) % kAuthors;
-  const Asked a = ask(d, people_->known[author], Side::query, {}, rng);
+  const Asked a = ask(d, known_[author], Side::query, {}, rng);
   return {"for " + std::string(kAuthorWords[author]) + ": " + a.question + kFormat.prefix, a.answer, labels_of(*d.task, a.question)};
 }
 

@@ -9,13 +9,13 @@
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "models/tokenizer/tokenizer.h"
 #include "tools/lab/task.h"
+#include "tools/lab/world/population.h"
 #include "train/dataset.h"
 
 namespace thimble::lab {
@@ -49,7 +49,6 @@ struct MixQuestion {
 class PretrainMix {
  public:
   PretrainMix(Tokenizer tokenizer, MixOptions options, uint64_t seed);
-  ~PretrainMix();
 
   // Sequence number k: a pure function of (options, seed, k). At most ctx tokens.
   void make(int64_t k, WeightedSequence& out) const;
@@ -66,7 +65,6 @@ class PretrainMix {
   const MixOptions& options() const { return options_; }
 
  private:
-  struct People;
   struct Piece {
     std::string text;
     float weight;
@@ -75,7 +73,7 @@ class PretrainMix {
   Tokenizer tokenizer_;
   MixOptions options_;
   uint64_t seed_;
-  std::unique_ptr<People> people_;
+  std::vector<Rules> known_;  // of the people with a name
 };
 
 }  // namespace thimble::lab

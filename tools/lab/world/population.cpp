@@ -23,8 +23,6 @@ Shape shape_of(std::string_view task) {
   return Shape::plain;
 }
 
-bool is(const Task& task, const char* name) { return std::string_view(task.name) == name; }
-
 Style draw_style(Philox& rng) {
   Style s;
   s.opener = {pick(rng, kOpeners), pick(rng, kOpeners)};
@@ -55,12 +53,12 @@ TextDials text_dials(const WorldDials& w) {
   if (w.overlap != "lexical" && w.overlap != "latent") bad("overlap \"" + w.overlap + "\"", "valid: lexical, latent");
   d.by_name = w.key == "name";
   d.latent = w.overlap == "latent";
-  if (d.by_name && !is(*d.task, "LaMP_2")) bad("key: name", "only LaMP_2 can depend on names");
+  if (d.by_name && !is_task(*d.task, "LaMP_2")) bad("key: name", "only LaMP_2 can depend on names");
   if (d.by_name && d.latent) bad("overlap: latent", "names have no synonyms: use key: topic");
   int low = 1, high = 1, usual = 1;
-  if (is(*d.task, "LaMP_1")) low = high = usual = kTopics;
-  if (is(*d.task, "LaMP_2")) low = 2, high = usual = d.by_name ? kNames : kTopics;
-  if (is(*d.task, "LaMP_3")) high = 4, usual = 2;
+  if (is_task(*d.task, "LaMP_1")) low = high = usual = kTopics;
+  if (is_task(*d.task, "LaMP_2")) low = 2, high = usual = d.by_name ? kNames : kTopics;
+  if (is_task(*d.task, "LaMP_3")) high = 4, usual = 2;
   if (d.task->kind == TaskKind::text) high = 2;
   d.keys = w.keys == 0 ? usual : static_cast<int>(std::clamp<int64_t>(w.keys, -1, 1000));
   if (d.keys < low || d.keys > high) bad("keys", "valid: " + std::to_string(low) + " to " + std::to_string(high) + " for " + d.task->name);
@@ -147,7 +145,7 @@ Rules drifted(const Rules& rules, Philox& rng, const TextDials& d) {
 }
 
 std::vector<uint8_t> draw_allowed(Philox& rng, const TextDials& d) {
-  const int all = is(*d.task, "LaMP_1") ? kTopics : is(*d.task, "LaMP_2") ? (d.by_name ? kNames : kTopics) : 0;
+  const int all = is_task(*d.task, "LaMP_1") ? kTopics : is_task(*d.task, "LaMP_2") ? (d.by_name ? kNames : kTopics) : 0;
   if (all == 0 || d.keys >= all) return {};
   std::vector<uint8_t> list(static_cast<size_t>(all));
   for (size_t i = 0; i < list.size(); ++i) list[i] = static_cast<uint8_t>(i);
@@ -158,7 +156,7 @@ std::vector<uint8_t> draw_allowed(Philox& rng, const TextDials& d) {
 
 Scene draw_scene(Philox& rng, const TextDials& d, Side side, const std::vector<uint8_t>& allowed) {
   Scene s;
-  const bool by_name = d.by_name && is(*d.task, "LaMP_2");
+  const bool by_name = d.by_name && is_task(*d.task, "LaMP_2");
   s.topic = !allowed.empty() && !by_name ? allowed[rng.below(allowed.size())] : pick(rng, kTopics);
   s.name = !allowed.empty() && by_name ? allowed[rng.below(allowed.size())] : pick(rng, kNames);
   const int nouns = d.latent ? kNouns / 2 : kNouns, from = d.latent && side == Side::query ? kNouns / 2 : 0;
@@ -166,7 +164,7 @@ Scene draw_scene(Philox& rng, const TextDials& d, Side side, const std::vector<u
   s.noun2 = static_cast<uint8_t>(from + (s.noun1 - from + 1 + pick(rng, nouns - 1)) % nouns);
   s.form = pick(rng, 12);
   s.verb = pick(rng, kVerbs);
-  const int m = is(*d.task, "LaMP_3") ? d.keys : 1;
+  const int m = is_task(*d.task, "LaMP_3") ? d.keys : 1;
   std::array<uint8_t, kAttributes> order{};
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint8_t>(i);
   for (int i = 0; i < m; ++i) {
@@ -191,7 +189,7 @@ int rating(const std::array<int8_t, kAttributes>& weight, const Scene& scene) {
 std::string styled(const Style& style, const Scene& s, const TextDials& d) {
   const std::string opener = kOpenerWords[style.opener[s.topic >= kTopics / 2]];
   const std::string closer = kCloserWords[style.closer[s.adjectives[0].pole]];
-  if (!is(*d.task, "LaMP_7")) return opener + " " + content(s, style.form) + " " + closer;
+  if (!is_task(*d.task, "LaMP_7")) return opener + " " + content(s, style.form) + " " + closer;
   Scene mine = s;
   mine.verb = style.verb;
   for (Adjective& a : mine.adjectives) a.synonym = style.synonym[a.attribute][a.pole];
@@ -199,8 +197,8 @@ std::string styled(const Style& style, const Scene& s, const TextDials& d) {
 }
 
 std::string rule_answer(const Rules& r, const Scene& s, const TextDials& d) {
-  if (is(*d.task, "LaMP_2")) return kTagWords[d.by_name ? r.tag_of_name[s.name] : r.tag_of_topic[s.topic]];
-  if (is(*d.task, "LaMP_3")) return std::to_string(rating(r.weight, s));
+  if (is_task(*d.task, "LaMP_2")) return kTagWords[d.by_name ? r.tag_of_name[s.name] : r.tag_of_topic[s.topic]];
+  if (is_task(*d.task, "LaMP_3")) return std::to_string(rating(r.weight, s));
   return styled(r.style, s, d);
 }
 
@@ -209,20 +207,20 @@ std::string noisy_answer(const Rules& r, const Scene& s, const TextDials& d, Phi
   if (d.noise == 0 || rng.uniform() >= d.noise) return right;
   if (d.task->kind == TaskKind::text) return styled(draw_style(rng), s, d);
   for (;;) {
-    const std::string other = is(*d.task, "LaMP_2") ? kTagWords[size_t(pick(rng, d.classes))] : std::to_string(1 + pick(rng, 5));
+    const std::string other = is_task(*d.task, "LaMP_2") ? kTagWords[size_t(pick(rng, d.classes))] : std::to_string(1 + pick(rng, 5));
     if (other != right) return other;
   }
 }
 
 std::string scene_text(const Task& task, const Scene& scene) { return render(shape_of(task.name), scene); }
 
-std::vector<std::string> item_fields(const Task& task, const Scene& scene, const std::string& answer, Philox& rng, const TextDials& d, Side side) {
+std::vector<std::string> item_fields(const Task& task, const Scene& scene, const std::string& answer) {
   std::vector<std::string> fields;
   for (const char* name : task.fields) {
     const std::string_view field = name;
-    if (is(task, "LaMP_1"))
+    if (is_task(task, "LaMP_1"))
       fields.push_back(render(field == "title" ? Shape::paper : Shape::abstract, scene));
-    else if (is(task, "LaMP_7"))
+    else if (is_task(task, "LaMP_7"))
       fields.push_back(answer);
     else if (field == "tag" || field == "score" || field == "title")
       fields.push_back(answer);
@@ -243,11 +241,19 @@ std::string question(const TextDials& d, const Scene& scene) {
   return text + scene_text(*d.task, scene);
 }
 
-Citation draw_citation(Philox& rng, const Rules& r, const TextDials& d, Side side, bool noisy) {
-  std::vector<uint8_t> liked, others;
-  for (uint8_t t = 0; t < kTopics; ++t) (r.likes[t] ? liked : others).push_back(t);
-  // Somebody who likes everything or nothing still cites something.
+std::vector<uint8_t> liked_topics(const Rules& r) {
+  std::vector<uint8_t> liked;
+  for (uint8_t t = 0; t < kTopics; ++t)
+    if (r.likes[t]) liked.push_back(t);
   if (liked.size() < 2) liked = {0, 2};
+  return liked;
+}
+
+Citation draw_citation(Philox& rng, const Rules& r, const TextDials& d, Side side, bool noisy) {
+  const std::vector<uint8_t> liked = liked_topics(r);
+  std::vector<uint8_t> others;
+  for (uint8_t t = 0; t < kTopics; ++t)
+    if (!r.likes[t]) others.push_back(t);
   if (others.empty()) others = {1};
   Citation c;
   const auto scene = [&](uint8_t topic) { return draw_scene(rng, d, side, {topic}); };

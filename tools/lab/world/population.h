@@ -69,11 +69,13 @@ std::string noisy_answer(const Rules& rules, const Scene& scene, const TextDials
 // The text of a task's scene: what stands behind the marker of its question.
 std::string scene_text(const Task& task, const Scene& scene);
 // The fields of a profile item, in the order of Task::fields.
-std::vector<std::string> item_fields(const Task& task, const Scene& scene, const std::string& answer, Philox& rng, const TextDials& dials, Side side);
+std::vector<std::string> item_fields(const Task& task, const Scene& scene, const std::string& answer);
 // The question about a scene; labels: what the list of tags holds.
 std::string question(const TextDials& dials, const Scene& scene);
 
-// LaMP_1: a title by the author and two references, of which one has a topic that the author likes.
+// LaMP_1: the topics that a person writes about and cites. Somebody who likes fewer than two still cites something.
+std::vector<uint8_t> liked_topics(const Rules& rules);
+// A title by the author and two references, of which one has a topic that the author likes.
 struct Citation {
   Scene title, reference[2];
   int gold = 0;  // 0 or 1
