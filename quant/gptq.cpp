@@ -90,16 +90,7 @@ QuantizedMatrix gptq(const float* w, int64_t rows, const InverseFactor& factor, 
         }
       }
     });
-    if (end == n) break;
-    WeightView rest{};
-    rest.data = &factor.upper[at(begin * n + end)];
-    rest.rows = count;
-    rest.cols = n - end;
-    rest.ld = n;
-    const size_t bytes = gemm_nn_scratch_bytes(kernels, threads, rows, WeightFormat::f32, rest);
-    scratch.resize(std::max(scratch.size(), bytes / sizeof(float) + 32));
-    gemm_nn({&kernels, threads, scratch.data(), scratch.size() * sizeof(float)}, rows, errors.data(), kBlock,
-            WeightFormat::f32, rest, work.data() + end, n, true);
+    factor.spread(kernels, threads, rows, errors.data(), kBlock, begin, end, work.data() + end, scratch);
   }
   if (!in_place && !factor.perm.empty()) {
     q.perm = factor.perm;

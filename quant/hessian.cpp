@@ -94,6 +94,20 @@ double gram_error(const KernelTable& kernels, int threads, const float* d, int64
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
+void InverseFactor::spread(const KernelTable& kernels, int threads, int64_t rows, const float* errors, int64_t ld, int64_t begin,
+                           int64_t end, float* w, std::vector<float>& scratch) const {
+  if (end == cols) return;
+  WeightView rest{};
+  rest.data = &upper[at(begin * cols + end)];
+  rest.rows = end - begin;
+  rest.cols = cols - end;
+  rest.ld = cols;
+  const size_t bytes = gemm_nn_scratch_bytes(kernels, threads, rows, WeightFormat::f32, rest);
+  scratch.resize(std::max(scratch.size(), bytes / sizeof(float) + 32));
+  gemm_nn({&kernels, threads, scratch.data(), scratch.size() * sizeof(float)}, rows, errors, ld, WeightFormat::f32, rest, w, cols,
+          true);
+}
+
 InverseFactor factor_hessian(const InputStatistics& statistics, double damp, bool act_order, int threads) {
   const int64_t n = statistics.cols();
   const std::vector<double>& gram = statistics.gram();

@@ -42,6 +42,11 @@ struct InverseFactor {
   std::vector<float> upper;       // [cols, cols]
   std::vector<int32_t> perm;      // position p is input perm[p]; empty: identity
   std::vector<float> diagonal;    // of H, by position
+
+  // What the columns [begin, end) of a block have left over is made good in those behind it: w [rows, cols - end], row
+  // stride cols, += errors U[begin:end, end:]. errors: [rows, end - begin], row stride ld. Does nothing after the last block.
+  void spread(const KernelTable& kernels, int threads, int64_t rows, const float* errors, int64_t ld, int64_t begin, int64_t end,
+              float* w, std::vector<float>& scratch) const;
 };
 
 // Columns without any input get a diagonal of 1: nothing they do is compensated. When Cholesky's factorization fails,

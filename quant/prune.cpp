@@ -108,16 +108,7 @@ void prune_sparsegpt(float* w, int64_t rows, const InverseFactor& factor, const 
         errors[at(r * kBlock + p - begin)] = -error;
       }
     });
-    if (end == n) break;
-    WeightView rest{};
-    rest.data = &factor.upper[at(begin * n + end)];
-    rest.rows = count;
-    rest.cols = n - end;
-    rest.ld = n;
-    const size_t bytes = gemm_nn_scratch_bytes(kernels, threads, rows, WeightFormat::f32, rest);
-    scratch.resize(std::max(scratch.size(), bytes / sizeof(float) + 32));
-    gemm_nn({&kernels, threads, scratch.data(), scratch.size() * sizeof(float)}, rows, errors.data(), kBlock,
-            WeightFormat::f32, rest, w + end, n, true);
+    factor.spread(kernels, threads, rows, errors.data(), kBlock, begin, end, w + end, scratch);
   }
 }
 
