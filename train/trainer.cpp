@@ -126,20 +126,19 @@ StepReport Trainer::step() {
   return report;
 }
 
-double Trainer::evaluate(const Dataset& data) {
-  const int64_t virtuals = adapter_ && adapter_->kind() == AdapterKind::prompt ? adapter_->n_virtual() : 0;
-  const int64_t items = options_.eval_limit > 0 ? std::min(options_.eval_limit, data.size()) : data.size();
+double mean_loss(Context& ctx, Transformer& transformer, Adapter* adapter, const Dataset& data, int64_t batch, int64_t limit) {
+  const int64_t virtuals = adapter && adapter->kind() == AdapterKind::prompt ? adapter->n_virtual() : 0;
+  const int64_t items = limit > 0 ? std::min(limit, data.size()) : data.size();
   double sum = 0, weight = 0;
-  for (int64_t i = 0; i < items; i += options_.batch) {
-    eval_batch_.clear();
-    for (int64_t j = i; j < std::min(i + options_.batch, items); ++j) eval_batch_.append(data.item(j), virtuals);
-    if (eval_batch_.learned == 0) continue;
-    const ArenaScope scope(ctx_.saved);
-    const Batch batch = eval_batch_.batch(adapter_);
-    const Var hidden = transformer_.forward(ctx_, batch);
-    sum += transformer_.loss(ctx_, hidden, eval_batch_.labels.data(), 1.0, nullptr,
-                             eval_batch_.weights.empty() ? nullptr : eval_batch_.weights.data());
-    weight += eval_batch_.weight;
+  MicroBatch rows;
+  for (int64_t i = 0; i < items; i += batch) {
+    rows.clear();
+    for (int64_t j = i; j < std::min(i + batch, items); ++j) rows.append(data.item(j), virtuals);
+    if (rows.learned == 0) continue;
+    const ArenaScope scope(ctx.saved);
+    const Var hidden = transformer.forward(ctx, rows.batch(adapter));
+    sum += transformer.loss(ctx, hidden, rows.labels.data(), 1.0, nullptr, rows.weights.empty() ? nullptr : rows.weights.data());
+    weight += rows.weight;
   }
   return weight > 0 ? sum / weight : 0;
 }

@@ -53,6 +53,10 @@ struct TrainResult {
 void request_stop();
 void install_stop_handlers();  // SIGINT and SIGTERM call request_stop()
 
+// Mean loss in nats per learned token over the first `limit` items (0: all), `batch` at a time, in the precision of the context.
+// adapter: null, or whose virtual tokens and weights take part.
+double mean_loss(Context& ctx, Transformer& transformer, Adapter* adapter, const Dataset& data, int64_t batch, int64_t limit = 0);
+
 class Trainer {
  public:
   // adapter null: all weights of the transformer's model train (it has gradients); else the adapter's do.
@@ -69,8 +73,7 @@ class Trainer {
 
   // One optimizer step; after the first few it allocates nothing on the heap.
   StepReport step();
-  // Mean loss in nats per learned token, in the precision of the context.
-  double evaluate(const Dataset& data);
+  double evaluate(const Dataset& data) { return mean_loss(ctx_, transformer_, adapter_, data, options_.batch, options_.eval_limit); }
   void save_checkpoint();
   int64_t step_count() const { return optimizer_.steps(); }
   int64_t total_steps() const { return total_; }
@@ -90,7 +93,6 @@ class Trainer {
   Tape tape_;
   std::vector<MicroBatch> group_;
   std::vector<double> row_loss_;
-  MicroBatch eval_batch_;
   Buffer best_;
   int64_t total_ = 0, tokens_ = 0, stale_ = 0;  // total_ moves with options_.schedule while a gate says no
   double best_eval_ = -1, elapsed_before_ = 0, started_ = 0, first_loss_ = -1, eval_before_ = -1;

@@ -95,14 +95,7 @@ int run_recipe(const CommonOptions& common, const RecipeOptions& o) {
     auto judge_ctx = judge.make_context();
     Transformer judged(shipped, recipe.mix.ctx);
     const GateScores scores = measure_gate(judged, *judge_ctx, mix, recipe.gate_questions);
-    TrainOptions once;
-    once.steps = 1;
-    once.batch = 16;
-    report["held_out_loss_bf16"] = [&] {
-      Model copy = load_model(o.out, judge.kernels(), {true, nullptr});
-      Transformer of_copy(copy, recipe.mix.ctx);
-      return Trainer(*judge_ctx, of_copy, nullptr, data, nullptr, once).evaluate(held_out);
-    }();
+    report["held_out_loss_bf16"] = mean_loss(*judge_ctx, judged, nullptr, held_out, 16);
     report["gate"] = scores.to_json();
     report["gate_passed"] = scores.passes(recipe.gate);
     report["sha256"] = {{"model.safetensors", sha256_file(join_path(o.out, "model.safetensors"))},
