@@ -13,6 +13,7 @@
 #include <memory>
 
 #include "models/generator.h"
+#include "rag/embedder.h"
 #include "rag/packer.h"
 #include "rag/retriever.h"
 #include "tensor/error.h"
@@ -308,7 +309,10 @@ void CellRun::make_retrievers() {
     o.name = config_.method.retriever;
     o.seed = named_seed(config_.seed, data_.people[p].user_id);
     o.cosine = true;
-    o.embed = [this](const std::vector<std::string>& texts) { return embed_texts(workers_->at(0), *codec_, texts); };
+    o.embed = [this](const std::vector<std::string>& texts) {
+      Worker& worker = workers_->at(0);
+      return Embedder(worker.transformer, worker.ctx, codec_->tokenizer()).embed(texts);
+    };
     std::vector<Document> documents;
     for (int64_t i = 0; i < history_size(p); ++i)
       documents.push_back({data_.task->document(history_begin(p)[i]), history_begin(p)[i].date});

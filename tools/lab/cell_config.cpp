@@ -10,12 +10,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json world_json(const WorldDials& w) {
-  return {{"task", w.task},       {"people", w.people}, {"queries", w.queries}, {"history", w.history},
-          {"keys", w.keys},       {"key", w.key},       {"classes", w.classes}, {"noise", w.noise},
-          {"person", w.person},   {"overlap", w.overlap}, {"drift", w.drift},   {"seed", w.seed}};
-}
-
 // Reads a field into a variable of its type; names it when it is missing or of another type.
 class Fields {
  public:
@@ -46,7 +40,7 @@ class Fields {
 Json CellConfig::to_json() const {
   Json t;
   if (task.is_world)
-    t["world"] = world_json(task.world);
+    t["world"] = dials_json(task.world);
   else
     t = {{"lamp", task.lamp_dir}, {"k", task.lamp_task}, {"split", task.split}, {"part", task.part},
          {"people", task.people}, {"queries", task.queries}};

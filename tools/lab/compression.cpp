@@ -58,9 +58,9 @@ CalibrationText calibration_text(const CellConfig& config, const TaskData& all, 
   if (config.task.is_world) {
     WorldDials dials = config.task.world;
     dials.seed += kOtherPeople;
-    const WorldTask other = make_world(dials);
+    const TaskData other = make_people(dials);
     text.source = "other people of the world";
-    add_people(other.data.people, 0, codec, text.sequences);
+    add_people(other.people, 0, codec, text.sequences);
   } else if (all.people.size() > examined) {
     text.source = "other people of the data";
     add_people(all.people, examined, codec, text.sequences);

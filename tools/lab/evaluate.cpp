@@ -267,42 +267,4 @@ void answer_questions(Worker& worker, const PromptCodec& codec, const std::vecto
   worker.answer_s += cell_clock() - started;
 }
 
-std::vector<std::vector<float>> embed_texts(Worker& worker, const PromptCodec& codec,
-                                            const std::vector<std::string>& texts) {
-  std::vector<std::vector<float>> vectors;
-  constexpr int64_t kRows = 2048;
-  std::vector<int32_t> ids, cu(1, 0);
-  const auto flush = [&]() {
-    if (cu.size() == 1) return;
-    const ArenaScope scope(worker.ctx.saved);
-    Batch batch;
-    batch.ids = ids.data();
-    batch.n = static_cast<int64_t>(ids.size());
-    batch.cu_seqlens = cu.data();
-    batch.n_seqs = static_cast<int64_t>(cu.size()) - 1;
-    const Var hidden = worker.transformer.forward(worker.ctx, batch);
-    const int64_t cols = hidden.t.cols();
-    for (size_t s = 0; s + 1 < cu.size(); ++s) {
-      std::vector<double> sum(static_cast<size_t>(cols), 0);
-      for (int32_t r = cu[s]; r < cu[s + 1]; ++r)
-        for (int64_t c = 0; c < cols; ++c) sum[static_cast<size_t>(c)] += double(hidden.t.f32()[r * cols + c]);
-      std::vector<float> mean;
-      for (const double x : sum) mean.push_back(static_cast<float>(x / double(cu[s + 1] - cu[s])));
-      vectors.push_back(std::move(mean));
-    }
-    ids.clear();
-    cu.assign(1, 0);
-  };
-  for (const std::string& text : texts) {
-    std::vector<int32_t> tokens = codec.tokenizer().encode(text);
-    if (tokens.empty()) tokens.push_back(std::max(0, codec.tokenizer().eos_id()));
-    if (static_cast<int64_t>(tokens.size()) > codec.context()) tokens.resize(static_cast<size_t>(codec.context()));
-    if (static_cast<int64_t>(ids.size() + tokens.size()) > kRows) flush();
-    ids.insert(ids.end(), tokens.begin(), tokens.end());
-    cu.push_back(static_cast<int32_t>(ids.size()));
-  }
-  flush();
-  return vectors;
-}
-
 }  // namespace thimble::lab

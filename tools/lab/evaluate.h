@@ -38,8 +38,4 @@ void answer_questions(Worker& worker, const PromptCodec& codec, const std::vecto
                       size_t end, const std::vector<Adapter*>& adapters, const AnswerOptions& options,
                       std::vector<Answer>& answers);
 
-// Mean of the last hidden states over the tokens of each text: what dense retrieval compares.
-std::vector<std::vector<float>> embed_texts(Worker& worker, const PromptCodec& codec,
-                                            const std::vector<std::string>& texts);
-
 }  // namespace thimble::lab

@@ -22,6 +22,9 @@ struct Method {
   bool full() const { return learns && !adapter; }
 };
 
+// A LoRA of the rank, alpha, dropout and targets of the cell.
+AdapterOptions lora_adapter(const MethodSpec& spec);
+
 // All rows, cheapest first.
 const std::vector<const Method*>& all_methods();
 // Throws usage, listing the names.

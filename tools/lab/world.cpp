@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "tensor/sha256.h"
@@ -370,6 +371,12 @@ void possible_texts(const WorldDials& w, const TextDials& d, const std::vector<T
 }
 
 }  // namespace
+
+nlohmann::ordered_json dials_json(const WorldDials& w) {
+  return {{"task", w.task},       {"people", w.people},   {"queries", w.queries}, {"history", w.history},
+          {"keys", w.keys},       {"key", w.key},         {"classes", w.classes}, {"noise", w.noise},
+          {"person", w.person},   {"overlap", w.overlap}, {"drift", w.drift},     {"seed", w.seed}};
+}
 
 TaskData make_people(const WorldDials& dials) { return draw_people(dials, nullptr); }
 

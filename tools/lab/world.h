@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct WorldDials {
   double drift = 0;               // share of the person's rules that change in the middle of the history
   uint64_t seed = 0;              // of the population
 };
+
+nlohmann::ordered_json dials_json(const WorldDials& dials);
 
 // Best scores that anyone could reach, per metric: from the query alone, from this history too, and knowing the person.
 struct Possible {

@@ -2,9 +2,8 @@
 #include "tools/lab/method.h"
 
 namespace thimble::lab {
-namespace {
 
-AdapterOptions lora_options(const MethodSpec& spec) {
+AdapterOptions lora_adapter(const MethodSpec& spec) {
   AdapterOptions o;
   o.kind = AdapterKind::lora;
   o.rank = spec.rank;
@@ -14,9 +13,7 @@ AdapterOptions lora_options(const MethodSpec& spec) {
   return o;
 }
 
-}  // namespace
-
 extern const Method kLora;
-const Method kLora = {"lora", "LoRA", true, false, 3e-3, lora_options};
+const Method kLora = {"lora", "LoRA", true, false, 3e-3, lora_adapter};
 
 }  // namespace thimble::lab

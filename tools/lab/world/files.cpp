@@ -34,11 +34,6 @@ TaskData group(const TaskData& data, size_t first, size_t last) {
   return out;
 }
 
-Json dials_json(const WorldDials& w) {
-  return {{"people", w.people}, {"queries", w.queries}, {"history", w.history}, {"keys", w.keys},   {"key", w.key},   {"classes", w.classes},
-          {"noise", w.noise},   {"person", w.person},   {"overlap", w.overlap}, {"drift", w.drift}, {"seed", w.seed}};
-}
-
 }  // namespace
 
 WorldFiles write_world(const std::string& dir, const WorldDials& dials, const std::vector<std::string>& tasks) {
@@ -85,8 +80,10 @@ WorldFiles write_world(const std::string& dir, const WorldDials& dials, const st
                           {"neighbour", hard.neighbour},
                           {"answer_words", hard.answer_words}}}};
   }
+  Json shown = dials_json(dials);
+  shown.erase("task");  // every task is written with them
   const Json root = {{"schema", "thimble.world/1"},
-                     {"dials", dials_json(dials)},
+                     {"dials", shown},
                      {"protocol",
                       "possible: best scores on the questions of time/test (and of all people of the user split): from the query alone, from the "
                       "whole history too, and knowing the person. Ratings by enumerating all preferences; tags and citations by the rules that "
