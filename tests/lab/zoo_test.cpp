@@ -19,7 +19,7 @@ namespace thimble::lab {
 namespace {
 
 const std::string kZoo = THIMBLE_SOURCE_DIR "/models/zoo";
-const std::vector<std::string> kModels = {"llama-0.4m", "llama-2m", "neox-2m", "opt-2m"};
+const std::vector<std::string> kModels = {"llama-0.4m", "llama-2m", "llama-8m", "neox-2m", "opt-2m"};
 
 nlohmann::json record(const std::string& name) { return nlohmann::json::parse(read_file(kZoo + "/" + name + "/training.json")); }
 
