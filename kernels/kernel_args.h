@@ -336,13 +336,19 @@ using AdamwFn = void (*)(const AdamwArgs&) noexcept;
 // Block sizes are part of the result's definition (they order the sums), so all tiers share them.
 constexpr int64_t kAttentionBlockQ = 64;   // query rows per task
 constexpr int64_t kAttentionBlockK = 128;  // keys per block, counted from key 0 (prefix keys form blocks of their own)
+constexpr int64_t kAttentionChunkK = 512;  // keys per part, counted from key 0
 constexpr int64_t kAttentionMaxHeadDim = 256;
+constexpr int64_t kAttentionMaxGroup = 512;  // query heads per key/value head
+
+// A row is summed in parts: all prefix keys are one, and so are the keys of each chunk. A part has a maximum, a sum and
+// a value vector of its own; the parts of which the row sees something are merged in order (prefix first). Parts may
+// therefore be computed anywhere, by any thread, and the bits stay the same.
 
 // One sequence, one key/value head and the `group` query heads that share it; query rows [0, tq). Never stores tq x tk.
-// 1 <= head_dim <= kAttentionMaxHeadDim. Row t stands at position q_pos0 + t on the key axis. It sees all prefix keys
+// 1 <= head_dim <= kAttentionMaxHeadDim, group <= kAttentionMaxGroup. Row t stands at position q_pos0 + t on the key axis. It sees all prefix keys
 // (which carry no alibi), and key j if (!causal || j <= pos) and (window == 0 || j > pos - window).
 // score = softcap * tanh(scale q.k / softcap) (softcap 0: none) + alibi[g] * j.
-// Normaliser: sum exp(score - max), plus exp(-max) when softmax_one. A row that sees no key gives o = 0, lse = -inf.
+// Normaliser: sum exp(score - max), plus exp(-max) when softmax_one (merged last). A row that sees no key gives o = 0, lse = -inf.
 // The bits of a row do not depend on tq, nor on keys that it does not see.
 struct AttentionArgs {
   const float* q;  // q(t, g, d) at q[t * q_row + g * q_head + d]
@@ -366,8 +372,45 @@ struct AttentionArgs {
 };
 using AttentionFn = void (*)(const AttentionArgs&) noexcept;
 
-// The gradient of one (sequence, kv head): writes dq of all its rows and dk, dv of all its keys. prefix gradients are
-// ADDED (callers sum over the batch in a fixed order). f.tq may exceed kAttentionBlockQ here, as in the forward.
+// The same over one key/value head of a cache, in f32, f16 or int8 (one slot each). The keys lie in the order that the
+// products want, so that every byte is read once and in sequence:
+//   k(j, d) at k[(j / B * head_dim + d) * B + j % B], B = kAttentionBlockK;  v(j, d) at v[j * head_dim + d]
+// int8: the key is k_scale[j] * code, the value v_scale[j] * code; the scales go to score and probability, not to the
+// elements. Whole vectors are read: 64 bytes behind row tk - 1 of v, k up to the end of its block, and k_scale and
+// v_scale up to a multiple of kAttentionBlockK must be readable, but may hold anything.
+// A row has the bits of slot `attention` on f32 keys of the same values; any f16 or int8 cache gives a row the same bits
+// whatever tq, and whether in one call or in parts.
+constexpr int64_t kAttentionAllParts = -2;  // part: everything, to f.o and f.lse
+constexpr int64_t kAttentionPrefixPart = -1;
+struct AttentionCacheArgs {
+  AttentionArgs f;  // f.k, f.v, f.k_row, f.v_row are not read
+  const void* k;
+  const void* v;
+  const float* k_scale;  // int8 only
+  const float* v_scale;
+  int64_t part;     // kAttentionAllParts, or one part to `partial`: kAttentionPrefixPart or the number of a chunk
+  float* partial;   // row (t, g) at partial[(t * group + g) * (head_dim + 2)]: max, sum, head_dim unnormalised values;
+                    // sum 0 if it sees nothing of the part
+};
+using AttentionCacheFn = void (*)(const AttentionCacheArgs&) noexcept;
+
+// Merges parts in order and normalises: the o and lse that a call for all parts would have given, bit for bit.
+struct AttentionMergeArgs {
+  const float* parts;  // n_parts partials, part_stride apart
+  int64_t n_parts, part_stride;
+  float* o;  // o(t, g, d) at o[t * o_row + g * o_head + d]
+  int64_t o_row, o_head;
+  float* lse;  // may be null
+  int64_t lse_head;
+  int64_t tq, group, head_dim;
+  int32_t softmax_one;
+};
+using AttentionMergeFn = void (*)(const AttentionMergeArgs&) noexcept;
+
+// The gradient of one (sequence, kv head) by its keys [key_begin, key_end): writes dk and dv of these keys, and what they
+// add to dq of all rows (all of dq when they are all keys). key_begin is a multiple of kAttentionBlockK. The prefix
+// belongs to the call with key_begin 0; its gradients are ADDED (callers sum over the batch in a fixed order). f.tq may
+// exceed kAttentionBlockQ here, as in the forward.
 struct AttentionBwdArgs {
   AttentionArgs f;   // f.o and f.lse hold the forward's results; f.scratch: attention_bwd_scratch_floats(head_dim)
   const float* d_o;  // strides of f.o
@@ -377,12 +420,13 @@ struct AttentionBwdArgs {
   int64_t dk_row, dv_row;
   float* d_prefix_k;  // stride f.prefix_row; may be null
   float* d_prefix_v;
+  int64_t key_begin, key_end;
 };
 using AttentionBwdFn = void (*)(const AttentionBwdArgs&) noexcept;
 
 constexpr int64_t attention_scratch_floats(int64_t head_dim) {
   const int64_t d = (head_dim + 63) / 64 * 64;
-  return 2 * kAttentionBlockK * d + kAttentionBlockQ * (2 * kAttentionBlockK + 2 * d + 8) + 256;
+  return 2 * kAttentionBlockK * d + 8 * kAttentionBlockK + kAttentionMaxGroup * (d + 4) + 256;
 }
 constexpr int64_t attention_bwd_scratch_floats(int64_t head_dim) {
   const int64_t d = (head_dim + 63) / 64 * 64;

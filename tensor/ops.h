@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "tensor/context.h"
+#include "tensor/kv_layout.h"
 #include "tensor/tape.h"
 
 namespace thimble {
@@ -50,10 +51,11 @@ struct AttentionSpec {
   Weight* const* prefix_owner = nullptr;
   int64_t prefix_k_col = 0, prefix_v_col = 0;
   // Decoding: keys and values come from a cache (k and v of the op are then ignored). Row r of sequence s stands at
-  // position cache_len[s] + r - cu_seqlens[s]; the cache holds all rows up to the last query. No gradient.
-  const float* const* cache_k = nullptr;  // [n_seqs] -> [capacity, n_kv_heads * head_dim]
-  const float* const* cache_v = nullptr;
-  const int32_t* cache_len = nullptr;     // rows before this call
+  // position cache_len[s] + r - cu_seqlens[s]; the cache holds all rows up to the last query. No gradient. An f32 cache
+  // gives the bits of the same rows without a cache; every type gives the same bits however the rows are cut into calls.
+  const KvLayout* cache = nullptr;
+  std::byte* const* cache_seqs = nullptr;  // [n_seqs]: where a sequence's keys and values of this layer lie
+  const int32_t* cache_len = nullptr;  // rows before this call
 };
 // q [M, H*D], k and v [M, Hkv*D] -> [M, H*D]
 Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec);

@@ -40,7 +40,7 @@ void key(const AttentionArgs& f, Row& row, const float* k, const float* v, doubl
 
 void attention_bwd(const AttentionBwdArgs& a) noexcept {
   const AttentionArgs& f = a.f;
-  for (int64_t j = 0; j < f.tk; ++j) {
+  for (int64_t j = a.key_begin; j < a.key_end; ++j) {
     for (int64_t d = 0; d < f.head_dim; ++d) a.dk[j * a.dk_row + d] = a.dv[j * a.dv_row + d] = 0;
   }
   for (int64_t g = 0; g < f.group; ++g) {
@@ -49,9 +49,11 @@ void attention_bwd(const AttentionBwdArgs& a) noexcept {
       Row row{f.q + t * f.q_row + g * f.q_head, a.d_o + t * f.o_row + g * f.o_head, f.lse[g * f.lse_head + t], 0, {}};
       for (int64_t d = 0; d < f.head_dim; ++d) row.delta += static_cast<double>(row.d_o[d]) * o[d];
       const int64_t pos = f.q_pos0 + t;
-      const int64_t last = f.causal && pos + 1 < f.tk ? pos + 1 : f.tk;
-      const int64_t first = f.window > 0 && pos - f.window + 1 > 0 ? pos - f.window + 1 : 0;
-      for (int64_t j = 0; j < f.n_prefix; ++j) {
+      const int64_t seen_end = f.causal && pos + 1 < f.tk ? pos + 1 : f.tk;
+      const int64_t seen_begin = f.window > 0 && pos - f.window + 1 > 0 ? pos - f.window + 1 : 0;
+      const int64_t last = seen_end < a.key_end ? seen_end : a.key_end;
+      const int64_t first = seen_begin > a.key_begin ? seen_begin : a.key_begin;
+      for (int64_t j = 0; a.key_begin == 0 && j < f.n_prefix; ++j) {
         key(f, row, f.prefix_k + j * f.prefix_row, f.prefix_v + j * f.prefix_row, 0,
             a.d_prefix_k ? a.d_prefix_k + j * f.prefix_row : nullptr,
             a.d_prefix_v ? a.d_prefix_v + j * f.prefix_row : nullptr);

@@ -180,8 +180,9 @@ void segment(const AttentionBwdArgs& a, const Scratch& s, bool prefix) {
   const int64_t dk_row = prefix ? f.prefix_row : a.dk_row, dv_row = prefix ? f.prefix_row : a.dv_row;
   Range seen{0, n_keys};
   if (!prefix && f.tq > 0) seen = {visible_keys(f, 0).begin, visible_keys(f, f.tq - 1).end};
-  for (int64_t start = 0; start < n_keys; start += kBlockK) {
-    const int64_t end = least(n_keys, start + kBlockK);
+  const Range mine{prefix ? 0 : a.key_begin, prefix ? n_keys : a.key_end};
+  for (int64_t start = mine.begin; start < mine.end; start += kBlockK) {
+    const int64_t end = least(mine.end, start + kBlockK);
     const Block b{intersect(seen, {start, end}), start, prefix};
     clear(s.dk, 0, kBlockK * s.padded);
     clear(s.dv, 0, kBlockK * s.padded);
@@ -231,7 +232,7 @@ void attention_bwd(const AttentionBwdArgs& a) noexcept {
     float* dq = a.dq + r / f.group * f.q_row + r % f.group * f.q_head;
     for (int64_t d = 0; d < f.head_dim; d += kLanes) store_part(dq + d, set1(0.0f), f.head_dim - d);
   }
-  if (f.n_prefix > 0) segment(a, s, true);
+  if (f.n_prefix > 0 && a.key_begin == 0) segment(a, s, true);
   segment(a, s, false);
 }
 

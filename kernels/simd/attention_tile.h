@@ -1,10 +1,12 @@
-// What attention and its backward share: which keys a row sees, packing of key blocks, and the register-tiled product
-// C(r, :) = C(r, :) * rescale[r] + sum over k in order of A(r, k) B(k, :) with rows found through pointers.
+// What attention, attention over a cache and backward share: which keys a row sees, packing of key blocks, and the
+// register-tiled product C(r, :) = C(r, :) * rescale[r] + sum over k in order of A(r, k) B(k, :) with rows found through
+// pointers and B in f32, f16 or int8.
 #pragma once
 
 #include "kernels/kernel_args.h"
 #include "kernels/simd/math.h"
 #include "kernels/simd/unroll.h"
+#include "kernels/simd/weights.h"
 
 namespace thimble::THIMBLE_ISA {
 namespace {
@@ -12,12 +14,15 @@ namespace {
 constexpr int64_t kBlockK = kAttentionBlockK;
 constexpr int kTileQ = 6;  // rows of a register tile
 #if defined(__AVX512F__)
+constexpr int kMaxTile = 8;      // rows of a tile over a cache: eight query heads that share their keys
 constexpr int kTileVectors = 4;  // 6 x 64: 24 accumulators of 32 registers
 #else
+constexpr int kMaxTile = 6;
 constexpr int kTileVectors = 2;  // 6 x 16: 12 of 16
 #endif
-constexpr int64_t kPrefetchKeys = 16;
 constexpr int kRowVectors = 8;  // one row alone needs this many chains to hide the latency of fma
+constexpr int64_t kPrefetchKeys = 16;
+constexpr int64_t kPrefetchBytes = 4096;  // how far a cache is asked for ahead of its use
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -174,18 +179,32 @@ inline bool pack_rows(const float* rows, int64_t stride, Range keys, int64_t dim
   return reduce_add(probe) == 0.0f;
 }
 
-struct Product {
-  const float* a[kTileQ];  // A(r, k) = a[r][k * a_step]
+// kLanes elements of a cache as floats.
+inline vf load_element(const float* p) { return load(p); }
+inline vf load_element(const uint16_t* p) { return load_f16(p); }
+inline vf load_element(const int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+}
+
+template <class E>
+struct ProductOf {
+  const float* a[kMaxTile];  // A(r, k) = a[r][k * a_step]
   int64_t a_step;
-  const float* b;  // B(k, c) = b[k * ldb + c], readable up to whole vectors
+  const E* b;  // B(k, c) = b[k * ldb + c], readable up to whole vectors
   int64_t ldb;
-  float* c[kTileQ];
+  float* c[kMaxTile];
   const float* rescale;  // null: C starts at zero
   int64_t rows, cols, depth;
 };
+using Product = ProductOf<float>;
 
-template <int R, int V>
-inline void product_tile(const Product& p, int64_t col, int64_t last) {
+// kAhead: B is streamed from memory, ask for it early.
+template <int R, int V, bool kAhead, class E>
+inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
   vf acc[R][V];
   const bool whole = last == kLanes;
   const float* a[R];
@@ -206,13 +225,20 @@ inline void product_tile(const Product& p, int64_t col, int64_t last) {
                     __attribute__((always_inline)) { acc[decltype(i)::value][decltype(j)::value] = set1(0.0f); });
     });
   }
-  const float* b = p.b + col;
+  const E* b = p.b + col;
   const int64_t ldb = p.ldb, step = p.a_step;
   int64_t at = 0;
   for (int64_t k = p.depth; k > 0; --k) {
     vf w[V];
-    unroll<V>([&](auto j)
-                  __attribute__((always_inline)) { w[decltype(j)::value] = load(b + decltype(j)::value * kLanes); });
+    unroll<V>([&](auto j) __attribute__((always_inline)) {
+      w[decltype(j)::value] = load_element(b + decltype(j)::value * kLanes);
+    });
+    if constexpr (kAhead) {
+      constexpr int kBytes = V * static_cast<int>(kLanes) * static_cast<int>(sizeof(E)), kLines = (kBytes + 63) / 64;
+      unroll<kLines>([&](auto j) __attribute__((always_inline)) {
+        _mm_prefetch(reinterpret_cast<const char*>(b) + kPrefetchBytes + decltype(j)::value * 64, _MM_HINT_T0);
+      });
+    }
     unroll<R>([&](auto i) __attribute__((always_inline)) {
       constexpr int r = decltype(i)::value;
       const vf x = set1(a[r][at]);
@@ -241,7 +267,7 @@ inline void product_tile(const Product& p, int64_t col, int64_t last) {
 template <int R, int V>
 inline void product_rest(const Product& p, int64_t col, int vectors, int64_t last) {
   if constexpr (V > 0) {
-    if (vectors == V) return product_tile<R, V>(p, col, last);
+    if (vectors == V) return product_tile<R, V, false>(p, col, last);
     product_rest<R, V - 1>(p, col, vectors, last);
   }
 }
@@ -250,7 +276,7 @@ template <int R>
 void product_rows(const Product& p) {
   constexpr int kVectors = R == 1 ? kRowVectors : kTileVectors;
   int64_t col = 0;
-  for (; col + kVectors * kLanes <= p.cols; col += kVectors * kLanes) product_tile<R, kVectors>(p, col, kLanes);
+  for (; col + kVectors * kLanes <= p.cols; col += kVectors * kLanes) product_tile<R, kVectors, false>(p, col, kLanes);
   if (col == p.cols) return;
   const int64_t vectors = (p.cols - col + kLanes - 1) / kLanes;
   product_rest<R, kVectors>(p, col, static_cast<int>(vectors), p.cols - col - (vectors - 1) * kLanes);

@@ -29,6 +29,7 @@ void init(KernelTable& t) {
   init_rope(t);
   init_adamw(t);
   init_attention(t);
+  init_attention_cache(t);
   init_attention_bwd(t);
   init_probe(t);
   init_probe_i8(t);

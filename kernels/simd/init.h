@@ -23,6 +23,7 @@ void init_softmax(KernelTable& t);
 void init_rope(KernelTable& t);
 void init_adamw(KernelTable& t);
 void init_attention(KernelTable& t);
+void init_attention_cache(KernelTable& t);
 void init_attention_bwd(KernelTable& t);
 void init_probe(KernelTable& t);
 void init_probe_i8(KernelTable& t);

@@ -265,7 +265,7 @@ TEST(Gradient, Attention) {
       t.attention(a);
       float* d = got.data();
       t.attention_bwd({a, d_o.data(), d, d + nq, d + nq + nk, head_dim, head_dim, np ? d + nq + 2 * nk : nullptr,
-                       np ? d + nq + 2 * nk + np : nullptr});
+                       np ? d + nq + 2 * nk + np : nullptr, 0, a.tk});
       expect_near(expected, got.data(), "dq, dk, dv, d_prefix");
     });
   }

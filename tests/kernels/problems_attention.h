@@ -41,6 +41,8 @@ struct AttentionData {
     shapes.push_back(shape(20, 150, 2, 20, 1, 0, 3, 0, 1));
     shapes.push_back(shape(20, 150, 2, 20, 1, 0, 0, 0, 0, 1));
     shapes.push_back(shape(20, 150, 3, 10, 1, 40, 7, 5, 1, 1));
+    shapes.push_back(shape(2, 1100, 3, 12, 1, 0, 4, 0, 1, 1));
+    shapes.push_back(shape(70, 1090, 1, 8, 1, 540));
     shapes.push_back(shape(3, 0, 1, 8, 0));
     shapes.push_back(shape(3, 0, 1, 8, 1, 0, 4));
     shapes.push_back(shape(0, 5, 1, 8, 0));
@@ -181,7 +183,8 @@ struct Problem<AttentionFn> {
     for (int64_t i = 0; i < data_.lse.size(); ++i) data_.lse[i] = 7.0f;
     fn(data_.args);
   }
-  std::vector<Output> outputs() const {
+  std::vector<Output> outputs() const { return outputs_of(data_); }
+  static std::vector<Output> outputs_of(const AttentionData& data_) {
     const AttentionArgs& a = data_.args;
     std::vector<double> o(static_cast<size_t>(data_.o.size())), lse(static_cast<size_t>(data_.lse.size()));
     for (int64_t t = 0; t < a.tq; ++t) {
@@ -193,8 +196,10 @@ struct Problem<AttentionFn> {
           seen += pair.p > 0;
         }
         // A chain over the keys, one rescaling by exp per block of keys, one division.
+        // Merging a part is another rescaling; the reference rounds its parts too.
         const double blocks = static_cast<double>(a.tk + a.n_prefix) / static_cast<double>(kAttentionBlockK) + 2;
-        const double chain = (seen + 4 * blocks + 8) * kRound;
+        const double parts = static_cast<double>(a.tk) / static_cast<double>(kAttentionChunkK) + 3;
+        const double chain = (seen + 4 * blocks + 6 * parts + 8) * kRound;
         for (int64_t d = 0; d < a.head_dim; ++d) {
           double bound = 0;
           for (size_t i = 0; i < pairs.size(); ++i) {
@@ -218,6 +223,194 @@ struct Problem<AttentionFn> {
 
  private:
   AttentionData data_;
+};
+
+// A cache with the values of AttentionData's keys, which are rounded to what the cache holds: the tolerances of attention
+// over these apply. Seen keys and values of the case are random; what lies behind them in the cache is NaN.
+class CacheData {
+ public:
+  enum class Type { f32, f16, int8 };
+  static Type type_of(const SlotInfo& slot) {
+    const std::string name = slot.name;
+    return name == "attention_cache_f32" ? Type::f32 : name == "attention_cache_f16" ? Type::f16 : Type::int8;
+  }
+  CacheData(Type type, AttentionData& data, int64_t misalign) {
+    AttentionArgs& f = data.args;
+    const int64_t dim = f.head_dim, keys = (f.tk + kAttentionBlockK - 1) / kAttentionBlockK * kAttentionBlockK;
+    const int64_t element = type == Type::f32 ? 4 : type == Type::f16 ? 2 : 1;
+    k_ = Guarded<uint8_t>(keys * dim * element, misalign * element);
+    v_ = Guarded<uint8_t>(f.tk * dim * element + 64, misalign * element);
+    k_scale_ = Guarded<float>(keys, misalign);
+    v_scale_ = Guarded<float>(keys, misalign);
+    for (int64_t i = 0; i < k_.size(); ++i) k_[i] = 0xFF;  // NaN as f32 and as f16
+    for (int64_t i = 0; i < v_.size(); ++i) v_[i] = 0xFF;
+    for (int64_t i = 0; i < keys; ++i) k_scale_[i] = v_scale_[i] = std::numeric_limits<float>::quiet_NaN();
+    const KernelTable ref = build_kernel_table(Tier::ref);
+    std::vector<uint16_t> half(static_cast<size_t>(dim));
+    std::vector<int8_t> codes(static_cast<size_t>(dim));
+    int32_t sum = 0;
+    for (int64_t j = 0; j < f.tk; ++j) {
+      for (const bool is_key : {true, false}) {
+        float* row = is_key ? data.k.data() + j * f.k_row : data.v.data() + j * f.v_row;
+        float& scale = is_key ? k_scale_[j] : v_scale_[j];
+        if (type == Type::f16) {
+          ref.f32_to_f16({dim, row, half.data()});
+          ref.f16_to_f32({dim, half.data(), row});
+        }
+        if (type == Type::int8) {
+          ref.quantize_i8({1, dim, dim, row, dim, 1, dim, codes.data(), &scale, &sum});
+          for (int64_t d = 0; d < dim; ++d) row[d] = static_cast<float>(codes[static_cast<size_t>(d)]) * scale;
+        }
+        for (int64_t d = 0; d < dim; ++d) {
+          const auto from = static_cast<size_t>(d);
+          const int64_t block = j / kAttentionBlockK, at = (block * dim + d) * kAttentionBlockK + j % kAttentionBlockK;
+          uint8_t* to = is_key ? k_.data() + at * element : v_.data() + (j * dim + d) * element;
+          const void* source = type == Type::f32 ? static_cast<const void*>(row + d)
+                               : type == Type::f16 ? static_cast<const void*>(&half[from])
+                                                   : static_cast<const void*>(&codes[from]);
+          std::memcpy(to, source, static_cast<size_t>(element));
+        }
+      }
+    }
+    args_.f = f;
+    args_.k = k_.data();
+    args_.v = v_.data();
+    if (type == Type::int8) {
+      args_.k_scale = k_scale_.data();
+      args_.v_scale = v_scale_.data();
+    }
+    args_.part = kAttentionAllParts;
+    bytes_ = static_cast<double>(2 * f.tk * (dim * element + (type == Type::int8 ? 4 : 0)));
+  }
+  CacheData(const CacheData&) = delete;
+  const AttentionCacheArgs& args() const { return args_; }
+  bool intact() const { return k_.intact() && v_.intact() && k_scale_.intact() && v_scale_.intact(); }
+  double bytes() const { return bytes_; }
+
+ private:
+  AttentionCacheArgs args_{};
+  Guarded<uint8_t> k_, v_;
+  Guarded<float> k_scale_, v_scale_;
+  double bytes_ = 0;
+};
+
+template <>
+struct Problem<AttentionCacheFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes = AttentionData::test_shapes();
+    for (int64_t g = 1; g <= 9; ++g) shapes.push_back(AttentionData::shape(1, 600, g, 20, 1));
+    shapes.push_back(AttentionData::shape(3, 1200, 16, 128, 1));
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {AttentionData::shape(1, 2048, 1, 64, 1), AttentionData::shape(1, 2048, 8, 64, 1),
+            AttentionData::shape(1, 2048, 1, 80, 1), AttentionData::shape(64, 2048, 1, 64, 1)};
+  }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : data_(s, seed, misalign, attention_scratch_floats(s.dims[3])), cache_(CacheData::type_of(slot), data_, misalign) {}
+  void run(AttentionCacheFn fn) {
+    for (int64_t i = 0; i < data_.o.size(); ++i) data_.o[i] = 7.0f;
+    for (int64_t i = 0; i < data_.lse.size(); ++i) data_.lse[i] = 7.0f;
+    fn(cache_.args());
+  }
+  // A scale is applied to the score or the probability: two more roundings, inside what the chains allow.
+  std::vector<Output> outputs() const { return Problem<AttentionFn>::outputs_of(data_); }
+  bool guards_intact() const { return data_.intact() && cache_.intact(); }
+  double flops() const { return 4.0 * data_.visible_pairs() * static_cast<double>(data_.args.head_dim); }
+  double bytes() const {
+    return cache_.bytes() + 8.0 * static_cast<double>(data_.args.tq * data_.args.group * data_.args.head_dim);
+  }
+
+ private:
+  AttentionData data_;
+  CacheData cache_;
+};
+
+// Parts of random sums: some empty, some far below the others.
+template <>
+struct Problem<AttentionMergeFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (int64_t d : {1, 7, 16, 40, 256}) {
+      for (int64_t parts : {1, 2, 5}) shapes.push_back(shape(3, 2, d, parts, d % 2));
+    }
+    shapes.push_back(shape(0, 1, 8, 3, 0));
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {shape(1, 8, 64, 8, 0)}; }
+  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
+    Random random(seed);
+    a_.tq = s.dims[0];
+    a_.group = s.dims[1];
+    a_.head_dim = s.dims[2];
+    a_.n_parts = s.dims[3];
+    a_.softmax_one = static_cast<int32_t>(s.dims[4]);
+    a_.part_stride = a_.tq * a_.group * (a_.head_dim + 2) + 3;
+    a_.o_head = a_.head_dim + 1;
+    a_.o_row = a_.group * a_.o_head;
+    a_.lse_head = a_.tq + 1;
+    parts_ = normal_buffer(a_.n_parts * a_.part_stride, misalign, random);
+    o_ = Guarded<float>(a_.tq * a_.o_row, misalign);
+    lse_ = Guarded<float>(a_.group * a_.lse_head, misalign);
+    for (int64_t p = 0; p < a_.n_parts; ++p) {
+      for (int64_t r = 0; r < a_.tq * a_.group; ++r) {
+        float* part = parts_.data() + p * a_.part_stride + r * (a_.head_dim + 2);
+        const bool empty = (p + r) % 4 == 1;
+        part[0] = empty ? -std::numeric_limits<float>::infinity() : 3.0f * random.normal() - (p % 3 == 2 ? 40.0f : 0.0f);
+        part[1] = empty ? 0.0f : 1.0f + random.uniform();
+      }
+    }
+    a_.parts = parts_.data();
+    a_.o = o_.data();
+    a_.lse = lse_.data();
+  }
+  void run(AttentionMergeFn fn) {
+    for (int64_t i = 0; i < o_.size(); ++i) o_[i] = 7.0f;
+    for (int64_t i = 0; i < lse_.size(); ++i) lse_[i] = 7.0f;
+    fn(a_);
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> o(static_cast<size_t>(o_.size())), lse(static_cast<size_t>(lse_.size()));
+    for (int64_t t = 0; t < a_.tq; ++t) {
+      for (int64_t g = 0; g < a_.group; ++g) {
+        double max = a_.softmax_one ? 0 : -std::numeric_limits<double>::infinity();
+        const auto part = [&](int64_t p) { return parts_.data() + p * a_.part_stride + (t * a_.group + g) * (a_.head_dim + 2); };
+        for (int64_t p = 0; p < a_.n_parts; ++p) max = std::max(max, static_cast<double>(part(p)[0]));
+        double sum = a_.softmax_one ? std::exp(-max) : 0, error = 0;
+        for (int64_t p = 0; p < a_.n_parts; ++p) {
+          if (part(p)[1] == 0) continue;
+          const double weight = part(p)[1] * std::exp(part(p)[0] - max);
+          sum += weight;
+          // The difference of the maxima is rounded, once per merge, and so is what exp makes of it.
+          error += weight * kRound * (2 * std::abs(part(p)[0] - max) + 4);
+        }
+        const double merges = 4 * static_cast<double>(a_.n_parts + 2) * kRound;
+        const double relative = sum > 0 ? error / sum + merges : 0;
+        for (int64_t d = 0; d < a_.head_dim; ++d) {
+          double bound = 0;
+          for (int64_t p = 0; p < a_.n_parts; ++p) {
+            if (part(p)[1] == 0) continue;
+            const double distance = std::abs(part(p)[0] - max);
+            bound += std::exp(-distance) / sum * std::abs(part(p)[2 + d]) *
+                     (2 * relative + merges + kRound * (2 * distance + 4) * static_cast<double>(a_.n_parts));
+          }
+          o[static_cast<size_t>(t * a_.o_row + g * a_.o_head + d)] = bound;
+        }
+        lse[static_cast<size_t>(g * a_.lse_head + t)] = sum > 0 ? relative + 2 * kRound * (std::abs(max) + std::abs(std::log(sum))) : 0;
+      }
+    }
+    return {whole_buffer("o", o_, o), whole_buffer("lse", lse_, lse)};
+  }
+  bool guards_intact() const { return parts_.intact() && o_.intact() && lse_.intact(); }
+  double flops() const { return 3.0 * static_cast<double>(a_.n_parts * a_.tq * a_.group * a_.head_dim); }
+  double bytes() const { return 4.0 * static_cast<double>(parts_.size() + o_.size()); }
+
+ private:
+  static Shape shape(int64_t tq, int64_t group, int64_t head_dim, int64_t parts, int64_t one) {
+    return make_shape({{"tq", tq}, {"group", group}, {"D", head_dim}, {"parts", parts}, {"one", one}});
+  }
+  AttentionMergeArgs a_{};
+  Guarded<float> parts_, o_, lse_;
 };
 
 template <>
@@ -250,7 +443,7 @@ struct Problem<AttentionBwdFn> {
     for (int64_t i = 0; i < dv_.size(); ++i) dv_[i] = 7.0f;
     const bool prefix = data_.args.n_prefix > 0;
     fn({data_.args, d_o_.data(), dq_.data(), dk_.data(), dv_.data(), dk_row_, dv_row_, prefix ? dpk_.data() : nullptr,
-        prefix ? dpv_.data() : nullptr});
+        prefix ? dpv_.data() : nullptr, 0, data_.args.tk});
   }
   std::vector<Output> outputs() const {
     const AttentionArgs& a = data_.args;
