@@ -5,12 +5,12 @@
 
 namespace thimble {
 
-Generator::Generator(Transformer& transformer, Context& ctx, int64_t capacity, Adapter* adapter)
+Generator::Generator(Transformer& transformer, Context& ctx, int64_t capacity, Adapter* adapter, KvType kv)
     : transformer_(transformer),
       ctx_(ctx),
       adapter_(adapter),
       virtuals_(adapter && adapter->kind() == AdapterKind::prompt ? adapter->n_virtual() : 0),
-      cache_(transformer.config(), 1, capacity + virtuals_, ctx.budget),
+      cache_(transformer.config(), 1, capacity + virtuals_, ctx.budget, kv),
       logits_(static_cast<size_t>(transformer.config().vocab_size)) {}
 
 void Generator::run(const int32_t* ids, int64_t n, bool want_logits) {

@@ -15,7 +15,8 @@ class Generator {
  public:
   // capacity: tokens of prompt and continuation together, at most transformer.max_tokens(); the virtual tokens of a
   // prompt adapter come on top. adapter may be null.
-  Generator(Transformer& transformer, Context& ctx, int64_t capacity, Adapter* adapter = nullptr);
+  Generator(Transformer& transformer, Context& ctx, int64_t capacity, Adapter* adapter = nullptr,
+            KvType kv = KvType::f32);
 
   // Appends tokens to the cache (the virtual tokens of a prompt adapter first, when it is empty) and returns the logits [vocab_size] behind the last one. They stay valid until the next call.
   const float* feed(const int32_t* ids, int64_t n);

@@ -72,6 +72,7 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
   const int64_t virtuals = virtual_rows(options.adapter);
   const auto inputs = [&](const PerplexityWindow& w) { return virtuals + w.end - w.begin - (bos ? 0 : 1); };
   const size_t total = result.windows.size();
+  std::unique_ptr<KvCache> cache;
   for (size_t first = 0; first < total;) {
     size_t last = first;
     int64_t rows = 0;
@@ -93,6 +94,16 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
     batch.n = static_cast<int64_t>(batch_ids.size());
     batch.cu_seqlens = cu_seqlens.data();
     batch.n_seqs = static_cast<int64_t>(last - first);
+    if (options.kv != KvType::f32) {
+      int64_t longest = 0;
+      for (size_t i = first; i < last; ++i) longest = std::max(longest, inputs(result.windows[i]));
+      if (!cache || cache->n_seqs() < batch.n_seqs || cache->capacity() < longest) {
+        cache.reset();
+        cache = std::make_unique<KvCache>(config, batch.n_seqs, longest, ctx.budget, options.kv);
+      }
+      for (int64_t s = 0; s < cache->n_seqs(); ++s) cache->rewind(s, 0);
+      batch.cache = cache.get();
+    }
     const AdapterSegment segment{0, batch.n, options.adapter};
     if (options.adapter) {
       batch.segments = &segment;
@@ -144,7 +155,8 @@ PerplexityResult perplexity(Transformer& transformer, Context& ctx, const std::v
 
 double bits_per_byte(double nll_sum, int64_t bytes) { return nll_sum / std::log(2.0) / double(bytes); }
 
-Scorer::Scorer(Transformer& transformer, Context& ctx, Adapter* adapter) : transformer_(transformer), ctx_(ctx), adapter_(adapter) {}
+Scorer::Scorer(Transformer& transformer, Context& ctx, Adapter* adapter, KvType kv)
+    : transformer_(transformer), ctx_(ctx), adapter_(adapter), kv_(kv) {}
 
 void Scorer::reserve(int64_t tokens) {
   const int64_t virtuals = virtual_rows(adapter_);
@@ -153,7 +165,7 @@ void Scorer::reserve(int64_t tokens) {
   } else {
     cache_.reset();
     const int64_t capacity = std::min(transformer_.max_tokens(), (tokens + virtuals + 127) / 128 * 128);
-    cache_ = std::make_unique<KvCache>(transformer_.config(), 1, capacity, ctx_.budget);
+    cache_ = std::make_unique<KvCache>(transformer_.config(), 1, capacity, ctx_.budget, kv_);
   }
   if (virtuals == 0) return;
   const std::vector<int32_t> ids(static_cast<size_t>(virtuals), kVirtualToken);

@@ -26,6 +26,7 @@ struct PerplexityOptions {
   int64_t batch_rows = 1024;  // windows are evaluated together up to this many rows; at least one window
   int64_t max_windows = 0;    // 0: all
   Adapter* adapter = nullptr;  // serves every row; its virtual tokens come on top of ctx
+  KvType kv = KvType::f32;     // f16, int8: keys and values pass through a cache of that type, as they do in generation
   std::function<void(int64_t done, int64_t total)> progress;  // in windows
 };
 
@@ -67,7 +68,7 @@ struct Loglikelihood {
 class Scorer {
  public:
   // adapter: serves every row; may be null.
-  Scorer(Transformer& transformer, Context& ctx, Adapter* adapter = nullptr);
+  Scorer(Transformer& transformer, Context& ctx, Adapter* adapter = nullptr, KvType kv = KvType::f32);
 
   // context: at least one token (BOS stands for an empty one). Continuations: at least one token each. What exceeds
   // transformer.max_tokens() less the adapter's virtual tokens is cut from the left of the context.
@@ -86,6 +87,7 @@ class Scorer {
   Transformer& transformer_;
   Context& ctx_;
   Adapter* adapter_;
+  KvType kv_;
   std::unique_ptr<KvCache> cache_;
   std::vector<float> hidden_;  // [rows, embed_dim] of the positions that predict the continuation
 };

@@ -41,6 +41,10 @@ Transformer::Transformer(Model& model, int64_t max_tokens) : model_(model), max_
     throw Error(ErrorCode::input,
                 fmt::format("{}: {} tokens are asked for, but the model has learned positions for {}", model_.path, max_tokens, c.max_positions),
                 fmt::format("use a context of at most {}", c.max_positions));
+  if (c.n_heads > kAttentionMaxGroup * c.n_kv_heads)
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: {} query heads share {} key/value heads; at most {} may share one", model_.path, c.n_heads, c.n_kv_heads, kAttentionMaxGroup),
+                "check num_attention_heads and num_key_value_heads of config.json");
   if (c.positions == PositionKind::rope) {
     const RopeFrequencies f = rope_frequencies(c.rope);
     const size_t half = f.inv_freq.size();
@@ -183,11 +187,9 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   ctx.observe("k", layer, k.t);
   ctx.observe("v", layer, v.t);
   if (KvCache* cache = batch_->cache) {
-    const size_t row_bytes = size_t(c.kv_cols()) * sizeof(float);
     for (int64_t s = 0; s < batch_->n_seqs; ++s) {
       const int64_t first = batch_->cu_seqlens[s], count = batch_->cu_seqlens[s + 1] - first;
-      std::memcpy(cache->k_row(layer, s, cache->length(s)), k.t.f32() + first * c.kv_cols(), size_t(count) * row_bytes);
-      std::memcpy(cache->v_row(layer, s, cache->length(s)), v.t.f32() + first * c.kv_cols(), size_t(count) * row_bytes);
+      cache->store(ctx, layer, s, count, k.t.f32() + first * c.kv_cols(), v.t.f32() + first * c.kv_cols());
     }
   }
   const Var a = attention(ctx, q, k, v, &specs_[static_cast<size_t>(layer)]);
@@ -278,8 +280,8 @@ const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
     AttentionSpec& s = specs_[static_cast<size_t>(l)];
     s.n_seqs = batch.n_seqs;
     s.cu_seqlens = batch.cu_seqlens;
-    s.cache_k = batch.cache ? batch.cache->k_pointers(l) : nullptr;
-    s.cache_v = batch.cache ? batch.cache->v_pointers(l) : nullptr;
+    s.cache = batch.cache ? &batch.cache->layout() : nullptr;
+    s.cache_seqs = batch.cache ? batch.cache->sequences(l) : nullptr;
     s.cache_len = batch.cache ? batch.cache->lengths() : nullptr;
   }
 

@@ -30,7 +30,7 @@ using Json = nlohmann::ordered_json;
 
 struct EvalOptions {
   CommonOptions common;
-  std::string model, tokenizer, load_as, adapter, ppl, choices, continuation, samples;
+  std::string model, tokenizer, load_as, adapter, ppl, choices, continuation, samples, kv = "f32";
   int64_t ctx = 0, stride = 0, limit = 0;
   bool bos = false;
 };
@@ -303,6 +303,7 @@ Json result_json(const EvalOptions& o, const Session& session, const Loaded& l, 
   j["chat_template_sha"] = nullptr;
   j["total_evaluation_time_seconds"] = fmt::format("{:.6f}", seconds);
   j["peak_rss_bytes"] = peak_rss_bytes();
+  j["kv"] = o.kv;
   for (const auto& item : r.top.items()) j[item.key()] = item.value();
   return j;
 }
@@ -325,6 +326,7 @@ TaskResult run_ppl(const EvalOptions& o, Session& session, Loaded& l, Samples& s
   const int64_t positions = l.positions();
   PerplexityOptions p;
   p.adapter = l.adapter.get();
+  p.kv = parse_kv_type(o.kv, "--kv");
   p.ctx = o.ctx > 0 ? o.ctx : std::min<int64_t>(positions, 1024);
   p.stride = o.stride > 0 ? o.stride : std::max<int64_t>(1, p.ctx / 2);
   p.bos_id = o.bos ? l.bos_id : -1;
@@ -404,7 +406,7 @@ TaskResult run_items(const EvalOptions& o, Session& session, Loaded& l, Samples&
   }
   const auto ctx = session.make_context();
   Transformer transformer(l.model, std::min(longest, max_length) + l.virtuals());
-  Scorer scorer(transformer, *ctx, l.adapter.get());
+  Scorer scorer(transformer, *ctx, l.adapter.get(), parse_kv_type(o.kv, "--kv"));
   Progress progress(o.common, multiple_choice ? "choices" : "continuations", static_cast<int64_t>(items.rows.size()), "rows");
 
   std::vector<double> acc, acc_norm, acc_bytes, logprobs;
@@ -508,6 +510,7 @@ int run_eval(const EvalOptions& o) {
                 "for example --ppl FILE --ctx 512 --stride 256");
   if (o.ppl.empty() && o.stride > 0) throw Error(ErrorCode::usage, "--stride: belongs to --ppl", "leave it away");
   if (!o.ppl.empty() && o.ctx == 1) throw Error(ErrorCode::usage, "--ctx 1: expected at least 2 tokens", "for example --ctx 512");
+  parse_kv_type(o.kv, "--kv");
   const double start = seconds_now();
   Session session(o.common);
   const std::string& path = !o.ppl.empty() ? o.ppl : !o.choices.empty() ? o.choices : o.continuation;
@@ -548,6 +551,7 @@ void add_eval(CLI::App& app, Run* run) {
   command->add_option("--load-as", o->load_as,
                       "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
   command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
+  command->add_option("--kv", o->kv, "how keys and values are kept: f32 (default), f16, int8");
   command->add_option("--ppl", o->ppl, "text whose perplexity is measured");
   command->add_option("--choices", o->choices, "multiple-choice questions, one JSON object per line");
   command->add_option("--continuation", o->continuation, "contexts and continuations, one JSON object per line");

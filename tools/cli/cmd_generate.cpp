@@ -16,7 +16,7 @@ namespace {
 
 struct Options {
   CommonOptions common;
-  std::string model, tokenizer, load_as, prompt, prompt_file, adapter;
+  std::string model, tokenizer, load_as, prompt, prompt_file, adapter, kv = "f32";
   int64_t max_tokens = 256, ctx = 0;
   SamplerOptions sampler;
   bool echo = false, ignore_eos = false, parse_special = false;
@@ -24,6 +24,7 @@ struct Options {
 
 int run_generate(const Options& o) {
   const double begin = seconds_now();
+  const KvType kv = parse_kv_type(o.kv, "--kv");
   Session session(o.common);
   LoadOptions load;
   load.budget = &session.budget();
@@ -60,7 +61,7 @@ int run_generate(const Options& o) {
   Sampler sampler(sampling, model.config.vocab_size);
   auto ctx = session.make_context();
   Transformer transformer(model, capacity + virtuals);
-  Generator generator(transformer, *ctx, capacity, adapter.get());
+  Generator generator(transformer, *ctx, capacity, adapter.get(), kv);
   std::vector<int32_t> stop = model.config.eos_ids;
   if (stop.empty() && tokenizer.eos_id() >= 0) stop.push_back(tokenizer.eos_id());
   if (model.llama2c) stop.push_back(model.config.bos_id);  // these models separate their texts with BOS
@@ -114,6 +115,8 @@ int run_generate(const Options& o) {
                 {"ttft_s", first > 0 ? first - start : 0},
                 {"prefill_tok_s", prefill_rate},
                 {"decode_tok_s", decode_rate},
+                {"kv", kv_type_name(kv)},
+                {"kv_bytes", generator.cache().bytes()},
                 {"peak_rss_bytes", peak_rss_bytes()}});
   } else {
     write_stdout("\n");
@@ -138,6 +141,7 @@ void add_generate(CLI::App& app, Run* run) {
   command->add_option("--load-as", o->load_as,
                       "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
   command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
+  command->add_option("--kv", o->kv, "how keys and values are kept: f32 (default), f16, int8");
   auto* prompt = command->add_option("--prompt", o->prompt, "text to continue; empty starts from BOS");
   command->add_option("--prompt-file", o->prompt_file, "file with the text to continue")->excludes(prompt);
   command->add_option("--max-tokens", o->max_tokens, "new tokens at most; default 256")->check(CLI::Range(int64_t{0}, int64_t{1} << 30));

@@ -34,8 +34,7 @@ KvCache& Worker::cache(int64_t n_seqs, int64_t tokens) {
     cache_.reset();
     const int64_t capacity = std::min(transformer.max_tokens(), (tokens + 31) / 32 * 32);
     cache_ = std::make_unique<KvCache>(transformer.config(), n_seqs, capacity, &budget);
-    const ModelConfig& c = transformer.config();
-    kv_bytes = std::max(kv_bytes, c.n_layers * n_seqs * 2 * capacity * c.kv_cols() * int64_t{sizeof(float)});
+    kv_bytes = std::max(kv_bytes, cache_->bytes());
   }
   for (int64_t s = 0; s < cache_->n_seqs(); ++s) cache_->rewind(s, 0);
   return *cache_;
