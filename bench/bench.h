@@ -21,6 +21,7 @@ enum Peak { kPeakF32, kPeakBf16, kPeakInt8 };
 
 void register_slots(const Run& run);
 void register_gemm(const Run& run);
+void register_attention(const Run& run);
 void register_model(const Run& run);
 
 inline double now() {

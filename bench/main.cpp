@@ -137,6 +137,7 @@ int run_benches(int argc, char** argv) {
   }
   register_slots(run);
   register_gemm(run);
+  register_attention(run);
   register_model(run);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

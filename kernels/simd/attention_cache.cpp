@@ -13,10 +13,8 @@ constexpr int64_t kFewRows = 2 * kMaxTile;  // then a position has tiles of its 
 
 // Tiles of R rows and at most V vectors; narrower ones by halves. A row that is missing is a copy of the first, which
 // computes and stores the same bits once more: with few rows the memory sets the pace.
-template <int R, int V, class E>
+template <int R, int V, bool kAhead, class E>
 void product_columns(const ProductOf<E>& p) {
-  // Tiles of six rows belong to prefill, where a block is used again and again.
-  constexpr bool kAhead = R != kTileQ;
   int64_t col = 0, left = (p.cols + kLanes - 1) / kLanes;
   const int64_t last = p.cols - (left - 1) * kLanes;
   for (; left >= V; left -= V, col += V * kLanes) product_tile<R, V, kAhead>(p, col, left == V ? last : kLanes);
@@ -37,7 +35,9 @@ void padded_product(ProductOf<E> p) {
   }
   for (int64_t i = 0; p.rescale && i < R; ++i) rescale[i] = p.rescale[i < p.rows ? i : 0];
   if (p.rescale) p.rescale = rescale;
-  product_columns<R, V>(p);
+  // In prefill, whose tiles have kTileQ rows, a block is used again and again: nothing to ask for.
+  if (R == kTileQ && p.ahead == 0) return product_columns<R, V, R != kTileQ>(p);
+  product_columns<R, V, true>(p);
 }
 
 // One row alone: eight chains, or as many as there are.
@@ -83,6 +83,11 @@ void run_part(const AttentionCacheArgs& a, const Scratch& s, const Rows& rows, b
   if (prefix) return rows_part(f, rows, s, true, keys, Multiply{});
   const bool few = rows.rows <= most(kFewRows, f.group);
   const int64_t dim = f.head_dim, tile_rows = few ? kMaxTile : kTileQ;
+  if (few && f.group > 1) {  // columns of the first block would be waited for one by one
+    const char* first = reinterpret_cast<const char*>(static_cast<const E*>(a.k) + keys.begin / kBlockK * kBlockK * dim);
+    const int64_t bytes = kBlockK * dim * static_cast<int64_t>(sizeof(E));
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(first + i, _MM_HINT_T0);
+  }
   run_blocks(
       f, rows, keys, tile_rows, few ? f.group : rows.rows, s.scores,
       [&](int64_t start, Range block) {
@@ -92,6 +97,7 @@ void run_part(const AttentionCacheArgs& a, const Scratch& s, const Rows& rows, b
                           start,
                           false,
                           finite,
+                          few,
                           static_cast<const E*>(a.k) + start * dim,
                           v,
                           dim,

@@ -11,6 +11,7 @@ namespace thimble::THIMBLE_ISA {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
+constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kChunkRows = kAttentionMaxGroup;  // rows that share a packed block; bounded by the scratch
 
 template <class E>
@@ -18,6 +19,7 @@ struct BlockOf {
   Range keys;     // within the segment
   int64_t start;  // the segment's key of column 0
   bool prefix, finite;
+  bool streams;  // comes from memory and is used by few tiles
   const E* kt;  // [head_dim][kBlockK]
   const E* v;   // value of column j at v[j * v_stride]
   int64_t v_stride;
@@ -141,6 +143,12 @@ void tile(const AttentionArgs& a, const BlockOf<E>& b, const Rows& rows, int64_t
   scores.rows = n;
   scores.cols = to - from;
   scores.depth = a.head_dim;
+  // One row walks through a block once, line by line: it asks a page ahead. More rows walk through it several times, in
+  // columns: they ask for the same place of the block that comes next, scores for the values, values for the next keys.
+  const auto distance = [](const E* from, const E* to) {
+    return static_cast<int64_t>(reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from));
+  };
+  scores.ahead = !b.streams ? 0 : n == 1 ? kPageBytes : distance(b.kt, b.v);
   multiply(scores);
 
   alignas(64) float drop[16] = {};
@@ -178,6 +186,7 @@ void tile(const AttentionArgs& a, const BlockOf<E>& b, const Rows& rows, int64_t
   values.rows = n;
   values.cols = a.head_dim;
   values.depth = all.size();
+  values.ahead = !b.streams ? 0 : n == 1 ? kPageBytes : distance(b.v, b.kt + kBlockK * a.head_dim);
   if (same || b.finite) return multiply(values);
   for (int64_t i = 0; i < n; ++i) {
     const Range cols = columns(a, b, rows.t0 + (r0 + i) / a.group);
@@ -216,7 +225,7 @@ inline Block packed_rows(const AttentionArgs& a, const Rows& rows, const Scratch
   const float* v = prefix ? a.prefix_v : a.v;
   const int64_t k_row = prefix ? a.prefix_row : a.k_row, v_row = prefix ? a.prefix_row : a.v_row;
   const Range packed{keys.begin - start, keys.end - start};
-  Block b{keys, start, prefix, true, s.kt, s.v, round_up(a.head_dim), nullptr, nullptr};
+  Block b{keys, start, prefix, true, false, s.kt, s.v, round_up(a.head_dim), nullptr, nullptr};
   pack_transposed(k + start * k_row, k_row, packed, a.head_dim, s.kt);
   if (rows.rows == a.group && a.head_dim % kLanes == 0) {  // one position: all rows see the same keys
     b.v = v + start * v_row;

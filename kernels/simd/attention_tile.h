@@ -22,7 +22,6 @@ constexpr int kTileVectors = 2;  // 6 x 16: 12 of 16
 #endif
 constexpr int kRowVectors = 8;  // one row alone needs this many chains to hide the latency of fma
 constexpr int64_t kPrefetchKeys = 16;
-constexpr int64_t kPrefetchBytes = 4096;  // how far a cache is asked for ahead of its use
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -199,10 +198,11 @@ struct ProductOf {
   float* c[kMaxTile];
   const float* rescale;  // null: C starts at zero
   int64_t rows, cols, depth;
+  int64_t ahead;  // bytes from an element of B to what is asked for when that is used; only tiles that stream look at it
 };
 using Product = ProductOf<float>;
 
-// kAhead: B is streamed from memory, ask for it early.
+// kAhead: B is streamed from memory, ask for what comes next.
 template <int R, int V, bool kAhead, class E>
 inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
   vf acc[R][V];
@@ -236,7 +236,7 @@ inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
     if constexpr (kAhead) {
       constexpr int kBytes = V * static_cast<int>(kLanes) * static_cast<int>(sizeof(E)), kLines = (kBytes + 63) / 64;
       unroll<kLines>([&](auto j) __attribute__((always_inline)) {
-        _mm_prefetch(reinterpret_cast<const char*>(b) + kPrefetchBytes + decltype(j)::value * 64, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(b) + p.ahead + decltype(j)::value * 64, R == 1 ? _MM_HINT_T0 : _MM_HINT_T1);
       });
     }
     unroll<R>([&](auto i) __attribute__((always_inline)) {

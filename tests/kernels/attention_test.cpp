@@ -139,7 +139,7 @@ TEST(Attention, ManyRows) {
     one.k = all.k;
     one.v = all.v;
     one.args.window = 30;
-    for (const int64_t t : {0, 2047, 2048, 2099}) {
+    for (const int64_t t : {0, 511, 512, 2047, 2048, 2099}) {
       one.q.assign(all.q.begin() + t * 4, all.q.begin() + (t + 1) * 4);
       one.args.q_pos0 = t;
       one.run(fn);

@@ -87,6 +87,43 @@ TEST_P(Cache, ChunksAndSeveralSequences) {
   }
 }
 
+// A cache in f16 or int8 rounds keys and values, so it has logits of its own, near the exact ones. What they are does not
+// depend on how the rows come: token by token, in chunks, on how many threads.
+TEST_P(Cache, RoundedCachesDoNotDependOnChunks) {
+  const int64_t length = 60;
+  std::vector<double> errors;
+  for (KvType kv : {KvType::f16, KvType::int8}) {
+    std::vector<float> whole;
+    for (int threads : {1, 3}) {
+      Loaded m(GetParam(), Precision::f32, threads);
+      const std::vector<int32_t> ids = text(1, length, m.vocab());
+      for (int64_t chunk : {length, int64_t{1}, int64_t{7}}) {
+        Generator generator(m.transformer, *m.engine.ctx, length, nullptr, kv);
+        std::vector<float> last;
+        for (int64_t at = 0; at < length; at += chunk) {
+          const float* logits = generator.feed(&ids[static_cast<size_t>(at)], std::min(chunk, length - at));
+          last.assign(logits, logits + m.vocab());
+        }
+        if (whole.empty()) whole = last;
+        EXPECT_TRUE(same_bits(whole, last)) << kv_type_name(kv) << ", chunks of " << chunk << ", " << threads << " threads";
+      }
+      if (threads > 1) continue;
+      const std::vector<float> exact = row(m.recompute(ids), m.vocab(), static_cast<size_t>(length - 1));
+      double difference = 0, size = 0;
+      for (size_t i = 0; i < exact.size(); ++i) {
+        difference += (double(whole[i]) - double(exact[i])) * (double(whole[i]) - double(exact[i]));
+        size += double(exact[i]) * double(exact[i]);
+      }
+      errors.push_back(std::sqrt(difference / size));
+    }
+  }
+  // Roundings of 2^-11 and of 1/254 of a row's largest entry, through a few layers.
+  EXPECT_GT(errors[0], 0);
+  EXPECT_LT(errors[0], 0.01);
+  EXPECT_GT(errors[1], errors[0]);
+  EXPECT_LT(errors[1], 0.1);
+}
+
 TEST_P(Cache, RewindForgets) {
   Loaded m(GetParam());
   const std::vector<int32_t> prompt = text(1, 21, m.vocab()), wrong = text(2, 9, m.vocab()), right = text(3, 7, m.vocab());
@@ -172,6 +209,11 @@ TEST(CacheErrors, LimitsAreNamed) {
   other.feed(ids.data(), 3);  // still usable
   MemoryBudget small(1000);
   EXPECT_EQ(code_of([&] { KvCache cache(m.model.config, 1, 100, &small); }), ErrorCode::budget);
+  // 1000 tokens: f16 takes half of f32, int8 about a quarter and its scales.
+  const auto bytes = [&](KvType kv) { return double(KvCache(m.model.config, 1, 1000, nullptr, kv).bytes()); };
+  const double wide = bytes(KvType::f32);
+  EXPECT_NEAR(bytes(KvType::f16), wide / 2, 0.01 * wide);
+  EXPECT_NEAR(bytes(KvType::int8), wide / 4 + wide / double(m.model.config.head_dim), 0.02 * wide);
   Model gpt2 = load_model(oracle("gpt2"), m.engine.kernels);
   EXPECT_EQ(code_of([&] { Transformer t(gpt2, gpt2.config.max_positions + 1); }), ErrorCode::input);
 }

@@ -251,6 +251,8 @@ std::vector<Case> cases_of(Op op) {
       return {attention_case({"MHA, several lengths", 2, 2, 8, {0, 5, 6, 15}}),
               attention_case({"GQA, blocks of queries and keys", 4, 2, 8, {0, 140, 147}}),
               attention_case({"MQA", 4, 1, 16, {0, 9, 20}}),
+              attention_case({"keys split among tasks", 2, 1, 8, {0, 600, 640}}),
+              attention_case({"keys split, prefix and window", 2, 1, 8, {0, 300}, true, false, 200, 3}),
               attention_case({"window", 2, 1, 8, {0, 70, 76}, true, false, 5}),
               attention_case({"prefix", 4, 2, 8, {0, 6, 10}, true, false, 0, 3}),
               attention_case({"prefix and window", 2, 2, 8, {0, 12}, true, false, 4, 3}),
