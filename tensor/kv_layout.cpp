@@ -1,7 +1,5 @@
 #include "tensor/kv_layout.h"
 
-#include <fmt/format.h>
-
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -55,7 +53,7 @@ const char* kv_type_name(KvType type) { return kNames[static_cast<int>(type)]; }
 KvType parse_kv_type(const std::string& text, const std::string& where) {
   for (int i = 0; i < 3; ++i)
     if (text == kNames[i]) return static_cast<KvType>(i);
-  throw Error(ErrorCode::usage, fmt::format("{}: \"{}\" is not a type of key/value cache", where, text.substr(0, 80)),
+  throw Error(ErrorCode::usage, where + ": \"" + text.substr(0, 80) + "\" is not a type of key/value cache",
               "valid: f32, f16, int8");
 }
 
