@@ -145,8 +145,8 @@ void tile(const AttentionArgs& a, const BlockOf<E>& b, const Rows& rows, int64_t
   scores.depth = a.head_dim;
   // One row walks through a block once, line by line: it asks a page ahead. More rows walk through it several times, in
   // columns: they ask for the same place of the block that comes next, scores for the values, values for the next keys.
-  const auto distance = [](const E* from, const E* to) {
-    return static_cast<int64_t>(reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from));
+  const auto distance = [](const E* here, const E* next) {
+    return static_cast<int64_t>(reinterpret_cast<intptr_t>(next) - reinterpret_cast<intptr_t>(here));
   };
   scores.ahead = !b.streams ? 0 : n == 1 ? kPageBytes : distance(b.kt, b.v);
   multiply(scores);
