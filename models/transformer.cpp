@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "tensor/error.h"
+#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -337,6 +338,7 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
 }
 
 Var Transformer::logits(Context& ctx, Var hidden) {
+  THIMBLE_ZONE(head);
   const Var y = linear(ctx, hidden, head_, nullptr);
   ctx.observe("logits", -1, y.t);
   return y;

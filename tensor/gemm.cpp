@@ -8,6 +8,7 @@
 
 #include "tensor/error.h"
 #include "tensor/parallel.h"
+#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -208,11 +209,15 @@ void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
   int8_t* const codes = aligned<int8_t>(exec.scratch);
   float* const scales = reinterpret_cast<float*>(codes + codes_bytes(m, w));
   int32_t* const sums = reinterpret_cast<int32_t*>(scales + m * w.groups);
-  parallel_for(exec.threads, ceil_div(m, kQuantizeRows), [&](int64_t c, int) {
-    const int64_t i = c * kQuantizeRows;
-    k.quantize_i8({std::min(kQuantizeRows, m - i), w.cols, ldx, x + i * ldx, w.group, w.groups, padded, codes + i * padded,
-                   scales + i * w.groups, sums + i * w.groups});
-  });
+  {
+    THIMBLE_ZONE(quantize_activations);
+    if (tracing()) trace_work(4.0 * double(m * w.cols), 5.0 * double(m * w.cols));
+    parallel_for(exec.threads, ceil_div(m, kQuantizeRows), [&](int64_t c, int) {
+      const int64_t i = c * kQuantizeRows;
+      k.quantize_i8({std::min(kQuantizeRows, m - i), w.cols, ldx, x + i * ldx, w.group, w.groups, padded, codes + i * padded,
+                     scales + i * w.groups, sums + i * w.groups});
+    });
+  }
   const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : k.gemm_q4_i8;
   const int64_t block = std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
   const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);

@@ -1,6 +1,6 @@
 // Activations f(x) and gated units f(gate) * up. Saved: the inputs.
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -26,6 +26,7 @@ ActivationKernels kernels_of(const KernelTable& k, Activation kind) {
 
 Var activation(Context& ctx, Var x, Activation kind) {
   THIMBLE_ZONE(activation);
+  count_elements(x.t.numel(), 4, 8);
   const bool recorded = ctx.tape && x.id >= 0;
   Var y = new_cheap_value(ctx, x.t.rows(), x.t.cols(), recorded);
   const UnaryFn fn = kernels_of(ctx.kernels, kind).forward;
@@ -45,6 +46,8 @@ Var activation(Context& ctx, Var x, Activation kind) {
 }
 
 void replay_activation(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(activation);
+  count_elements(node.rows, 4, 8);
   const UnaryFn fn = kernels_of(ctx.kernels, static_cast<Activation>(node.dims[0])).forward;
   for_elements(ctx, node.rows, [&](int64_t i, int64_t n) { fn({n, node.saved[0] + i, node.output + i}); });
 }
@@ -53,6 +56,7 @@ void activation_backward(Context& ctx, const Node& node) {
   THIMBLE_ZONE(activation_bwd);
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
+  count_elements(node.rows, 8, 12);
   bool accumulate = false;
   float* dx = grad_target(ctx, node.in[0], &accumulate);
   const UnaryBwdFn fn = kernels_of(ctx.kernels, static_cast<Activation>(node.dims[0])).backward;
@@ -61,6 +65,7 @@ void activation_backward(Context& ctx, const Node& node) {
 
 Var gated(Context& ctx, Var gate, Var up, Activation kind) {
   THIMBLE_ZONE(activation);
+  count_elements(gate.t.numel(), 5, 12);
   const bool recorded = ctx.tape && (gate.id >= 0 || up.id >= 0);
   Var y = new_cheap_value(ctx, gate.t.rows(), gate.t.cols(), recorded);
   const GatedFn fn = kernels_of(ctx.kernels, kind).gated;
@@ -82,6 +87,8 @@ Var gated(Context& ctx, Var gate, Var up, Activation kind) {
 }
 
 void replay_gated(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(activation);
+  count_elements(node.rows, 5, 12);
   const GatedFn fn = kernels_of(ctx.kernels, static_cast<Activation>(node.dims[0])).gated;
   for_elements(ctx, node.rows,
                [&](int64_t i, int64_t n) { fn({n, node.saved[0] + i, node.saved[1] + i, node.output + i}); });
@@ -94,6 +101,7 @@ void gated_backward(Context& ctx, const Node& node) {
   if (!dy) return;
   const ArenaScope scope(ctx.scratch);
   const int64_t total = node.rows;
+  count_elements(total, 10, 20);
   float* target[2];
   float* written[2];
   for (int i = 0; i < 2; ++i) {

@@ -39,7 +39,7 @@ float* grad_rows(Context& ctx, int32_t id, int64_t rows, int64_t cols, int64_t b
 }  // namespace
 
 Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout) {
-  THIMBLE_ZONE(linear);
+  THIMBLE_ZONE(lora);
   const int64_t rows = end - begin, in = x.t.cols(), out = y.t.cols(), rank = a->rows;
   THIMBLE_CHECK(a->cols == in && b->rows == out && b->cols == rank);
   const bool recorded = ctx.tape && (y.id >= 0 || x.id >= 0 || wants_grad(a) || wants_grad(b));
@@ -79,7 +79,7 @@ Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weig
 
 // With h = scale * dropout(x) Aᵀ saved: dB = dyᵀ h, dh = scale * dy B, dA = dhᵀ dropout(x), dx = dropout'(dh A).
 void lora_backward(Context& ctx, const Node& node) {
-  THIMBLE_ZONE(linear_bwd);
+  THIMBLE_ZONE(lora_bwd);
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   Weight *a = node.w, *b = node.b;

@@ -2,8 +2,8 @@
 // normaliser of every row.
 #include <cstring>
 
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 
@@ -12,6 +12,7 @@ Var rope(Context& ctx, Var x, int64_t heads, int64_t head_dim, int64_t rot_dim, 
          const float* sin_table, const int32_t* positions) {
   THIMBLE_ZONE(rope);
   const int64_t rows = x.t.rows(), cols = x.t.cols();
+  count_elements(rows * heads * rot_dim, 3, 8);
   THIMBLE_CHECK(cols == heads * head_dim);
   const bool recorded = ctx.tape && x.id >= 0;
   float* data = x.t.f32();
@@ -42,6 +43,7 @@ void rope_backward(Context& ctx, const Node& node) {
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   const int64_t cols = node.dims[0] * node.dims[1];
+  count_elements(node.rows * node.dims[0] * node.dims[2], 3, 8);
   const ArenaScope scope(ctx.scratch);
   bool accumulate = false;
   float* dx = grad_target(ctx, node.in[0], &accumulate);
@@ -226,6 +228,7 @@ void cached_attention(Context& ctx, const AttentionSpec& s, const float* q, floa
 Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
   THIMBLE_ZONE(attention);
   const AttentionSpec& s = *spec;
+  count_attention(s, false);
   const int64_t rows = q.t.rows(), cols = s.n_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
   const bool recorded = ctx.tape && (q.id >= 0 || k.id >= 0 || v.id >= 0 || prefix_wants_grad(s));
   THIMBLE_CHECK((!recorded || !s.cache) && group <= kAttentionMaxGroup);
@@ -304,6 +307,7 @@ void attention_backward(Context& ctx, const Node& node) {
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   const AttentionSpec& s = *node.attention;
+  count_attention(s, true);
   const int64_t rows = node.rows, d = s.head_dim, group = s.n_heads / s.n_kv_heads;
   const int64_t cols = s.n_heads * d, kv_cols = s.n_kv_heads * d;
   const ArenaScope scope(ctx.scratch);

@@ -1,8 +1,8 @@
 // Embedding, learned positions, add, scale, and the block that frees or replays its inside.
 #include <cstring>
 
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -21,6 +21,7 @@ EmbedFn embed_kernel(const KernelTable& k, WeightFormat format) {
 // out[i] = W(ids[i] + offset)
 void gather(Context& ctx, const Weight& w, const int32_t* ids, int64_t n, float* out) {
   THIMBLE_CHECK(!w.perm);
+  count_elements(n * w.cols, is_tiled(w.format) ? 2 : 0, 4 + double(format_bits(w.format)) / 8);
   const EmbedFn fn = embed_kernel(ctx.kernels, w.format);
   for_rows(ctx, n, w.cols, [&](int64_t r, int64_t count, int64_t) {
     fn({w.view(), count, ids + r, out + r * w.cols, w.cols});
@@ -29,7 +30,9 @@ void gather(Context& ctx, const Weight& w, const int32_t* ids, int64_t n, float*
 
 // w.grad[ids[i]] += dy[i], rows in order: threads own column ranges, so the sum of a row does not depend on them.
 void scatter(Context& ctx, Weight* w, const int32_t* ids, int64_t n, const float* dy) {
+  THIMBLE_ZONE(embed);
   const int64_t cols = w->cols;
+  count_elements(n * cols, 1, 12);
   if (!grad_begin(w)) std::memset(w->grad, 0, size_t(w->numel()) * sizeof(float));
   constexpr int64_t kColumns = 256;
   parallel_for(ctx.threads, (cols + kColumns - 1) / kColumns, [&](int64_t c, int) {
@@ -90,6 +93,7 @@ void add_positions_backward(Context& ctx, const Node& node) {
 
 Var add(Context& ctx, Var a, Var b) {
   THIMBLE_ZONE(add);
+  count_elements(a.t.numel(), 1, 12);
   const bool recorded = ctx.tape && (a.id >= 0 || b.id >= 0);
   Var y = new_value(ctx, a.t.rows(), a.t.cols(), recorded);
   add_rows(ctx, a.t.numel(), a.t.f32(), b.t.f32(), y.t.f32());
@@ -105,6 +109,7 @@ Var add(Context& ctx, Var a, Var b) {
 // Both operands share dy; whoever adds to a shared gradient copies it first, so a residual stream read by two parallel
 // branches is never changed under the branch that reads it later.
 void add_backward(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(add);
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   grad_share(ctx, node.in[0], dy);
@@ -112,6 +117,8 @@ void add_backward(Context& ctx, const Node& node) {
 }
 
 Var scale(Context& ctx, Var x, float alpha) {
+  THIMBLE_ZONE(add);
+  count_elements(x.t.numel(), 1, 8);
   const bool recorded = ctx.tape && x.id >= 0;
   Var y = new_value(ctx, x.t.rows(), x.t.cols(), recorded);
   const float* in = x.t.f32();

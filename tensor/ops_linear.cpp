@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "tensor/gemm.h"
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -19,6 +19,12 @@ const float* gather_columns(Context& ctx, int64_t m, const float* x, const Weigh
   return gathered;
 }
 
+constexpr int64_t kFewRows = 4;  // what a trace calls a gemv, whichever path computes it
+
+ZoneKey product_key(Product product, const Weight& w, Arithmetic arithmetic) {
+  return {Zone::linear, product, arithmetic, w.format, static_cast<uint16_t>(is_tiled(w.format) ? w.group : 0)};
+}
+
 }  // namespace
 
 void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate) {
@@ -26,6 +32,9 @@ void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, fl
   const bool int8_act = ctx.precision == Precision::int8_act && is_tiled(w.format);
   if (w.perm) x = gather_columns(ctx, m, x, w);
   const bool bf16 = ctx.precision == Precision::bf16;
+  const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w,
+                                   bf16 ? Arithmetic::bf16 : int8_act ? Arithmetic::int8 : Arithmetic::f32));
+  count_product(m, w, accumulate);
   const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
                             : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
@@ -36,6 +45,8 @@ void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, fl
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
   const bool bf16 = ctx.precision == Precision::bf16;
+  const ZoneScope zone(product_key(Product::dx, w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
+  count_product(m, w, accumulate);
   const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
                             : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
@@ -55,6 +66,8 @@ void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float*
 void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w) {
   const ArenaScope scope(ctx.scratch);
   const bool bf16 = ctx.precision == Precision::bf16;
+  const ZoneScope zone(product_key(Product::dw, *w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
+  count_dw(m, *w);
   const auto scratch_bytes = bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes;
   const size_t bytes = scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
@@ -80,6 +93,7 @@ Var linear(Context& ctx, Var x, Weight* w, Weight* b) {
   weight_forward(ctx, m, x.t.f32(), *w, y.t.f32(), false);
   if (b && *b) {
     float* out = y.t.f32();
+    count_elements(m * w->rows, 1, 8);
     for_rows(ctx, m, w->rows, [&](int64_t r, int64_t count, int64_t) {
       ctx.kernels.bias_add({count, w->rows, out + r * w->rows, w->rows, b->f32()});
     });

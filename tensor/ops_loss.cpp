@@ -3,8 +3,8 @@
 // label (only the answers of questions are learned), the others are skipped: the rows with one are gathered first.
 #include <cstring>
 
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -26,6 +26,7 @@ double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias,
   double total = 0;
   for (int64_t r = 0; r < rows; r += step) {
     const int64_t n = std::min(step, rows - r);
+    count_elements(n * vocab, 5, recorded ? 8 : 4);
     weight_forward(ctx, n, hidden.t.f32() + r * cols, *head, logits, false);
     for_rows(ctx, n, vocab, [&](int64_t i, int64_t count, int64_t) {
       if (bias && *bias) ctx.kernels.bias_add({count, vocab, logits + i * vocab, vocab, bias->f32()});

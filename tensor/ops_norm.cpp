@@ -2,8 +2,8 @@
 // makes a partial sum, and the partials are added in order.
 #include <cstring>
 
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -13,6 +13,7 @@ Var norm(Context& ctx, Op op, Var x, Weight* w, Weight* b, float eps, float w_of
   const int64_t rows = x.t.rows(), cols = x.t.cols();
   const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
   const bool layer = op == Op::layer_norm;
+  count_elements(rows * cols, layer ? 8 : 4, 8);
   Var y = new_cheap_value(ctx, rows, cols, recorded);
   float* mean = recorded && layer ? ctx.saved.floats(rows, "norm statistics") : nullptr;
   float* rstd = recorded ? ctx.saved.floats(rows, "norm statistics") : nullptr;
@@ -52,6 +53,7 @@ void norm_backward(Context& ctx, const Node& node) {
   const int64_t rows = node.rows, cols = node.dims[0];
   const int64_t chunks = (rows + row_chunk(cols) - 1) / row_chunk(cols);
   const bool layer = node.op == Op::layer_norm;
+  count_elements(rows * cols, layer ? 16 : 10, 12);
   float* dw = wants_grad(node.w) ? ctx.scratch.floats(chunks * cols, "norm partials") : nullptr;
   float* db = layer && wants_grad(node.b) ? ctx.scratch.floats(chunks * cols, "norm partials") : nullptr;
   if (dw) std::memset(dw, 0, size_t(chunks * cols) * sizeof(float));
@@ -71,7 +73,9 @@ void norm_backward(Context& ctx, const Node& node) {
 }  // namespace
 
 void replay_norm(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(norm);
   const int64_t cols = node.dims[0];
+  count_elements(node.rows * cols, node.op == Op::layer_norm ? 8 : 4, 8);
   const NormFn fn = node.op == Op::layer_norm ? ctx.kernels.layer_norm : ctx.kernels.rms_norm;
   const float* bias = node.b && *node.b ? node.b->f32() : nullptr;
   for_rows(ctx, node.rows, cols, [&](int64_t r, int64_t n, int64_t) {

@@ -1,13 +1,122 @@
 #include "tensor/trace.h"
 
+#include <algorithm>
+#include <chrono>
+
+#include "tensor/error.h"
+
 namespace thimble {
 
-Trace g_trace;
+constinit thread_local Trace* t_trace = nullptr;
+
+namespace {
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
 
 const char* zone_name(Zone zone) {
-  static const char* const names[kZoneCount] = {"embed",     "linear",        "linear_bwd", "norm",           "norm_bwd", "rope", "attention",
-                                                "attention_bwd", "activation", "activation_bwd", "loss",     "add",  "optimizer", "sample"};
+  static const char* const names[kZoneCount] = {
+      "embed",     "linear",    "linear_bwd",    "head",       "lora",           "lora_bwd", "quantize_activations", "norm", "norm_bwd", "rope",
+      "attention", "attention_bwd", "activation", "activation_bwd", "loss",     "add",                  "optimizer", "sample"};
   return names[static_cast<int>(zone)];
+}
+
+std::string zone_row_name(const ZoneKey& key) {
+  std::string name = zone_name(key.zone);
+  if (key.product == Product::none) return name;
+  static const char* const products[] = {"", "gemv", "gemm", "dx", "dw"};
+  static const char* const arithmetics[] = {"f32", "bf16", "int8_act"};
+  name += std::string("/") + products[static_cast<int>(key.product)] + "/" + format_name(key.format);
+  if (is_tiled(key.format)) name += key.group > 0 ? "_g" + std::to_string(key.group) : "_row";
+  return name + "/" + arithmetics[static_cast<int>(key.arithmetic)];
+}
+
+Trace::Trace(size_t max_events) : max_events_(max_events) {
+  for (int z = 0; z < kZoneCount; ++z) rows_[z].key.zone = static_cast<Zone>(z);
+  events_.reserve(max_events);
+}
+
+void Trace::start() {
+  THIMBLE_CHECK(!t_trace);
+  t_trace = this;
+  started_ = now_ns();
+}
+
+void Trace::stop() {
+  if (t_trace != this) return;
+  THIMBLE_CHECK(!open_);
+  nanoseconds_ += now_ns() - started_;
+  t_trace = nullptr;
+}
+
+std::vector<ZoneRow> Trace::rows() const {
+  std::vector<ZoneRow> list;
+  for (int z = 0; z < kZoneCount; ++z)
+    for (int r = z; r < row_count_; r = r < kZoneCount ? kZoneCount : r + 1)
+      if (rows_[r].calls > 0 && rows_[r].key.zone == static_cast<Zone>(z)) list.push_back(rows_[r]);
+  return list;
+}
+
+std::vector<Trace::Event> Trace::events() const {
+  std::vector<Event> list = events_;
+  // Outer zones end later but come first; with equal starts the longer one is the outer one.
+  std::sort(list.begin(), list.end(), [](const Event& a, const Event& b) {
+    return a.start_ns != b.start_ns ? a.start_ns < b.start_ns : a.duration_ns > b.duration_ns;
+  });
+  return list;
+}
+
+int Trace::product_row(ZoneKey key) {
+  if (open_) {
+    const ZoneScope* outermost = open_;
+    while (outermost->parent_) outermost = outermost->parent_;
+    key.zone = rows_[outermost->row_].key.zone;
+  } else {
+    key.zone = Zone::linear;
+  }
+  for (int r = kZoneCount; r < row_count_; ++r)
+    if (rows_[r].key == key) return r;
+  if (row_count_ == kMaxRows) return static_cast<int>(key.zone);  // too many kinds: counted with their zone
+  rows_[row_count_].key = key;
+  return row_count_++;
+}
+
+void ZoneScope::open(int row) {
+  trace_ = t_trace;
+  parent_ = trace_->open_;
+  trace_->open_ = this;
+  row_ = row;
+  inside_ = 0;
+  flops_ = bytes_ = 0;
+  start_ = now_ns();
+}
+
+void ZoneScope::close() {
+  const int64_t duration = now_ns() - start_;
+  ZoneRow& row = trace_->rows_[row_];
+  ++row.calls;
+  row.nanoseconds += duration - inside_;
+  row.flops += flops_;
+  row.bytes += bytes_;
+  trace_->open_ = parent_;
+  if (parent_) parent_->inside_ += duration;
+  if (trace_->max_events_ == 0) return;
+  const Trace::Event event{start_, duration, static_cast<float>(flops_), static_cast<float>(bytes_), static_cast<uint8_t>(row_)};
+  const size_t slot = static_cast<size_t>(trace_->seen_++) % trace_->max_events_;
+  if (slot == trace_->events_.size())
+    trace_->events_.push_back(event);
+  else
+    trace_->events_[slot] = event;
+}
+
+void trace_work(double flops, double bytes) {
+  if (ZoneScope* zone = t_trace->open_) {
+    zone->flops_ += flops;
+    zone->bytes_ += bytes;
+  }
 }
 
 }  // namespace thimble

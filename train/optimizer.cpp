@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "tensor/error.h"
+#include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 
@@ -40,6 +40,7 @@ double Adamw::gradient_norm(Context& ctx) const {
     if (!w.grad_written) continue;
     // Partial sums per chunk, added in order: the norm does not depend on the threads.
     const ArenaScope scope(ctx.scratch);
+    count_elements(w.numel(), 2, 4);
     const int64_t chunks = (w.numel() + kElementChunk - 1) / kElementChunk;
     auto* partial = static_cast<double*>(ctx.scratch.allocate(size_t(chunks) * sizeof(double), "gradient norm"));
     for_elements(ctx, w.numel(), [&](int64_t i, int64_t n) {
@@ -68,6 +69,7 @@ void finish_gradient(Weight& w) {
 void Adamw::step(Context& ctx, const AdamwOptions& o, double lr, double norm) {
   THIMBLE_ZONE(optimizer);
   THIMBLE_CHECK(has_moments());
+  count_elements(total_, 12, 28);
   ++steps_;
   AdamwArgs args{};
   args.grad_scale = clip_factor(o, norm);
@@ -98,6 +100,7 @@ void Adamw::step(Context& ctx, const AdamwOptions& o, double lr, double norm) {
 
 void Adamw::step_sgd(Context& ctx, const AdamwOptions& o, double lr, double norm) {
   THIMBLE_ZONE(optimizer);
+  count_elements(total_, 2, 12);
   ++steps_;
   const float rate = static_cast<float>(-lr) * clip_factor(o, norm);
   for (const Parameter& parameter : parameters_) {

@@ -1,0 +1,30 @@
+// A model of any shape with random weights, without a file: random weights cost what trained ones cost. Tiles are filled
+// where they lie, so no more memory is used than the model keeps.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "models/model.h"
+#include "models/shapes.h"
+
+namespace thimble {
+
+struct StoredFormat {
+  WeightFormat format = WeightFormat::f32;
+  int64_t group = 0;  // of tiles: columns per scale; 0: one per row
+};
+// "f32", "f16", "bf16"; "q8_g128", "q4_g32", "q4_row", ... ("q8" and "q4" mean groups of 128). Throws usage, with the list.
+StoredFormat parse_stored_format(const std::string& text);
+std::string stored_format_name(const StoredFormat& format);
+
+// Bytes of the weights of a shape in that format; vectors are f32.
+int64_t random_model_bytes(const ModelConfig& config, const StoredFormat& format);
+
+// Every matrix, embeddings and head included, in `format`; norms are 1 and biases 0. Values have a deviation of about
+// 1 / sqrt(cols), which keeps activations in range through many layers; never zeros, which show a wrong clock. The same
+// seed gives the same bytes. The model's path is `name`. Errors: budget.
+Model random_model(const std::string& name, const ShapeConfig& shape, const StoredFormat& format, uint64_t seed = 1,
+                   MemoryBudget* budget = nullptr);
+
+}  // namespace thimble

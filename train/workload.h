@@ -1,0 +1,50 @@
+// What bench and profile time: prefill, decode or training steps of a loaded model over random tokens.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/adapter.h"
+#include "models/generator.h"
+#include "models/transformer.h"
+#include "train/trainer.h"
+
+namespace thimble {
+
+enum class WorkKind : uint8_t { prefill, decode, train };
+
+struct WorkOptions {
+  WorkKind kind = WorkKind::prefill;
+  int64_t prompt_tokens = 256;  // of prefill, in front of decode, and of a training sequence
+  int64_t tokens = 32;          // decode: steps behind one prompt
+  bool full = false;            // train: all weights, which are f32 with gradients; else `adapter`
+  AdapterOptions adapter;
+  uint64_t seed = 0;
+};
+
+class Workload {
+ public:
+  // Throws usage when the model has no room for the tokens, and what the transformer, adapter and trainer throw.
+  Workload(Model& model, Context& ctx, const WorkOptions& options);
+
+  // What precedes a run and is not part of it: an empty cache, and for decode the prompt whenever its steps are used up.
+  void prepare();
+  // Prefill of the prompt, one decoded token, or one optimizer step.
+  void run();
+  int64_t tokens_per_run() const { return options_.kind == WorkKind::decode ? 1 : options_.prompt_tokens; }
+
+ private:
+  Context& ctx_;
+  WorkOptions options_;
+  Transformer transformer_;
+  std::vector<int32_t> ids_;
+  std::unique_ptr<Generator> generator_;
+  int64_t at_ = 0;  // tokens fed
+  std::unique_ptr<Adapter> adapter_;
+  std::unique_ptr<Dataset> data_;
+  std::unique_ptr<Trainer> trainer_;
+};
+
+}  // namespace thimble
