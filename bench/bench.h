@@ -12,6 +12,7 @@ namespace thimble::bench {
 struct Run {
   std::vector<Tier> tiers;                // to compare: supported, at or above the cap
   Tier cap = Tier::ref;
+  std::string shape;                      // of the model benches (models/shapes.h); other words: the small default
   int threads = 1;                        // of the driver and model benches; slots run on one
   double peak_gflops[3][kTierCount] = {};  // [Peak][tier], one thread
   double read_gbs[kTierCount] = {};       // one thread
@@ -23,6 +24,7 @@ void register_slots(const Run& run);
 void register_gemm(const Run& run);
 void register_attention(const Run& run);
 void register_model(const Run& run);
+void register_trace(const Run& run);
 
 inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

@@ -63,7 +63,7 @@ void gemm_f32(benchmark::State& state, const Run& run, int64_t size, int threads
 void prefill(benchmark::State& state, const Run& run, WeightFormat format, int64_t group, bool int8_act, int threads) {
   const int64_t m = 256, rows = 5632, cols = 2048;
   const KernelTable table = build_kernel_table(run.cap);
-  const RandomWeight w(table, format, rows, cols, group, 3);
+  const RandomWeight w(format, rows, cols, group, 3);
   const Buffer x = random_floats(m * cols, 4), y(static_cast<size_t>(m * rows) * 4);
   const Buffer scratch(gemm_nt_scratch_bytes(table, threads, m, format, w.weight.view(), int8_act));
   const GemmExec exec{&table, threads, scratch.data(), scratch.bytes()};
@@ -86,7 +86,7 @@ void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int
   std::vector<std::unique_ptr<RandomWeight>> weights;
   double stored = 0;
   while (stored < 4.0 * double(run.cache_bytes)) {
-    weights.push_back(std::make_unique<RandomWeight>(table, format, rows, cols, group, weights.size()));
+    weights.push_back(std::make_unique<RandomWeight>(format, rows, cols, group, weights.size()));
     stored += double(weights.back()->weight.stored_bytes());
   }
   const double bytes = double(weights[0]->weight.stored_bytes());

@@ -1,86 +1,53 @@
-// Prefill and decode of a whole model of random weights: a Llama shape of 134M parameters (hidden 768, ffn 2048, 12 layers,
-// 12 heads, vocabulary 32000), in f32, q8 and q4 with groups of 128. Random weights cost what trained ones cost.
-// Items are tokens. Decode is judged by a plain read of all stored weights, interleaved.
+// Whole models of random weights, which cost what trained ones cost: prefill, decode, and training steps. Without --shape
+// a Llama shape of 134M parameters in a few formats; with it any shape of models/shapes. Items are tokens. Decode is judged
+// by a plain read of all stored weights, interleaved; prefill and training by the peak of their arithmetic.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 
 #include "bench/bench.h"
 #include "bench/random_weights.h"
-#include "models/generator.h"
-#include "models/transformer.h"
+#include "models/random_model.h"
 #include "tensor/parallel.h"
+#include "tensor/trace.h"
+#include "tools/cli/machine.h"
+#include "train/workload.h"
 
 namespace thimble::bench {
 namespace {
 
-constexpr int64_t kPrefill = 256, kDecode = 32, kCapacity = kPrefill + kDecode + 1;
+constexpr int64_t kPrompt = 256, kDecode = 32;
+constexpr const char* kDefaultShape = "llama-134m";
 
-ModelConfig llama_134m() {
-  ModelConfig c;
-  c.family = "llama";
-  c.vocab_size = 32000;
-  c.hidden = c.embed_dim = 768;
-  c.intermediate = 2048;
-  c.n_layers = 12;
-  c.n_heads = c.n_kv_heads = 12;
-  c.head_dim = 64;
-  c.max_positions = 2048;
-  c.rope.dims = 64;
-  return c;
-}
+enum class ModelWork { prefill, decode, lora, full };
 
-struct RandomModel {
-  Model model;
-  std::vector<std::unique_ptr<RandomWeight>> matrices;
-  std::vector<Buffer> vectors;
-
-  RandomModel(const KernelTable& kernels, WeightFormat format, int64_t group) {
-    model.config = llama_134m();
-    model.weights.layers.resize(static_cast<size_t>(model.config.n_layers));
-    for (int r = 0; r < kRoleCount; ++r) {
-      const auto role = static_cast<Role>(r);
-      const RoleShape shape = role_shape(model.config, role);
-      if (shape.rows == 0) continue;
-      const int64_t layers = role_is_layer(role) ? model.config.n_layers : 1;
-      for (int64_t l = 0; l < layers; ++l) model.weights.at(role, l) = make(kernels, shape, format, group);
-    }
-  }
-
- private:
-  Weight make(const KernelTable& kernels, const RoleShape& shape, WeightFormat format, int64_t group) {
-    if (!shape.vector) {
-      matrices.push_back(std::make_unique<RandomWeight>(kernels, format, shape.rows, shape.cols, group, matrices.size()));
-      return matrices.back()->weight;
-    }
-    vectors.emplace_back(static_cast<size_t>(shape.cols) * sizeof(float));  // norms: ones
-    std::fill_n(vectors.back().f32(), shape.cols, 1.0f);
-    Weight w;
-    w.rows = 1;
-    w.cols = shape.cols;
-    w.data = vectors.back().data();
-    return w;
-  }
+struct Variant {
+  ModelWork work;
+  StoredFormat format;
+  Precision precision;
 };
 
-// One at a time, kept between the benches of a format: packing takes longer than a decode step.
-RandomModel& model_of(const KernelTable& kernels, WeightFormat format, int64_t group) {
-  static std::unique_ptr<RandomModel> kept;
-  static WeightFormat kept_format = WeightFormat::f32;
-  if (!kept || kept_format != format) {
-    kept.reset();
-    kept = std::make_unique<RandomModel>(kernels, format, group);
-    kept_format = format;
-  }
-  return *kept;
+const char* work_name(ModelWork w) {
+  return w == ModelWork::prefill ? "prefill" : w == ModelWork::decode ? "decode" : w == ModelWork::lora ? "lora" : "train";
 }
+const char* precision_name(Precision p) { return p == Precision::int8_act ? "int8_act" : p == Precision::bf16 ? "bf16" : "f32"; }
 
-std::vector<int32_t> random_ids(int64_t n, int64_t vocab) {
-  FastRandom random(9);
-  std::vector<int32_t> ids(static_cast<size_t>(n));
-  for (int32_t& id : ids) id = static_cast<int32_t>(random.next() % static_cast<uint64_t>(vocab));
-  return ids;
+// One at a time, kept between the benches of a format: filling takes longer than a decode step. A model that learns in all
+// weights is not kept.
+std::shared_ptr<Model> model_of(const std::string& shape, const StoredFormat& format, bool keep) {
+  static std::shared_ptr<Model> kept;
+  static std::string kept_name;
+  const std::string name = shape + "/" + stored_format_name(format);
+  if (keep && kept && kept_name == name) return kept;
+  kept.reset();
+  auto made = std::make_shared<Model>(random_model(shape, shape_config(shape), format));
+  if (keep) {
+    kept = made;
+    kept_name = name;
+  }
+  return made;
 }
 
 double median(std::vector<double> values) {
@@ -88,34 +55,59 @@ double median(std::vector<double> values) {
   return values.empty() ? 0.0 : values[values.size() / 2];
 }
 
-void run_model(benchmark::State& state, const Run& run, WeightFormat format, bool int8_act, bool decode) {
+// The highest resident size since the last call with reset. 0 where /proc is not as expected.
+double peak_rss_bytes(bool reset) {
+  if (reset) std::ofstream("/proc/self/clear_refs") << "5";
+  std::ifstream status("/proc/self/status");
+  std::string key;
+  while (status >> key) {
+    double kib = 0;
+    if (key == "VmHWM:" && status >> kib) return kib * 1024;
+    status.ignore(1 << 12, '\n');
+  }
+  return 0;
+}
+
+void run_model(benchmark::State& state, const Run& run, const std::string& shape, const Variant& v) {
   const KernelTable table = build_kernel_table(run.cap);
-  RandomModel& random = model_of(table, format, is_tiled(format) ? 128 : 0);
+  peak_rss_bytes(true);
+  const std::shared_ptr<Model> model = model_of(shape, v.format, v.work != ModelWork::full);
   MemoryBudget budget;
   Context ctx(table, run.threads, &budget);
-  ctx.precision = int8_act ? Precision::int8_act : Precision::f32;
-  Transformer transformer(random.model, kCapacity);
-  const std::vector<int32_t> ids = random_ids(kPrefill + kDecode, random.model.config.vocab_size);
-  const double stored = static_cast<double>(random.model.stored_bytes());
+  ctx.precision = v.precision;
+  WorkOptions options;
+  options.kind = v.work == ModelWork::prefill ? WorkKind::prefill : v.work == ModelWork::decode ? WorkKind::decode : WorkKind::train;
+  options.prompt_tokens = std::min(kPrompt, model->config.max_positions / 2);
+  options.tokens = kDecode;
+  options.full = v.work == ModelWork::full;
+  Workload load(*model, ctx, options);
+  const bool decode = v.work == ModelWork::decode;
+  const double stored = static_cast<double>(model->stored_bytes());
   Buffer plain;
   const int64_t share = static_cast<int64_t>(stored) / 4 / run.threads;
   if (decode) plain = random_floats(share * run.threads, 8);
-  std::vector<double> prefills, steps, reads;
+
+  // Untimed, and counted: flops and bytes of a run do not change.
+  Trace trace;
+  load.prepare();
+  trace.start();
+  load.run();
+  trace.stop();
+  double flops = 0, bytes = 0;
+  for (const ZoneRow& row : trace.rows()) {
+    flops += row.flops;
+    bytes += row.bytes;
+  }
+  std::vector<double> runs, reads;
   for (auto _ : state) {
-    Generator generator(transformer, ctx, kCapacity);
-    double start = now();
-    generator.feed(ids.data(), kPrefill);
-    prefills.push_back(now() - start);
-    if (!decode) {
-      state.SetIterationTime(prefills.back());
-      continue;
-    }
     double seconds = 0;
-    for (int64_t i = 0; i < kDecode; ++i) {
-      start = now();
-      generator.feed(&ids[static_cast<size_t>(kPrefill + i)], 1);
-      steps.push_back(now() - start);
-      seconds += steps.back();
+    for (int64_t i = 0; i < (decode ? kDecode : 1); ++i) {
+      load.prepare();
+      double start = now();
+      load.run();
+      runs.push_back(now() - start);
+      seconds += runs.back();
+      if (!decode) continue;
       start = now();
       parallel_for(run.threads, run.threads, [&](int64_t t, int) {
         float sum;
@@ -124,42 +116,55 @@ void run_model(benchmark::State& state, const Run& run, WeightFormat format, boo
       });
       reads.push_back(now() - start);
     }
-    state.SetIterationTime(seconds / static_cast<double>(kDecode));
+    state.SetIterationTime(seconds / static_cast<double>(decode ? kDecode : 1));
   }
+  state.counters["tokens/s"] = static_cast<double>(load.tokens_per_run()) / median(runs);
+  state.counters["flops"] = flops;
+  state.counters["bytes"] = bytes;
+  state.counters["peak_rss"] = peak_rss_bytes(false) - static_cast<double>(plain.bytes());
   if (decode) {
-    state.counters["tokens/s"] = 1.0 / median(steps);
-    state.counters["bytes"] = stored;
     state.counters["read_GB/s"] = static_cast<double>(share * run.threads) * 4 / median(reads) / 1e9;
-    state.counters["roof_fraction"] = median(reads) / median(steps);
+    state.counters["roof_fraction"] = median(reads) / median(runs);
   } else {
-    const int64_t head = random.model.config.vocab_size * random.model.config.hidden;
-    // The head runs for the last token only; the embedding is a lookup.
-    const double flops = 2.0 * static_cast<double>(kPrefill) * static_cast<double>(random.model.parameters() - 2 * head);
-    const double peak = run.peak_gflops[int8_act ? kPeakInt8 : kPeakF32][static_cast<size_t>(run.cap)] * run.threads;
-    state.counters["tokens/s"] = static_cast<double>(kPrefill) / median(prefills);
-    state.counters["flops"] = flops;
-    state.counters["roof_fraction"] = flops / median(prefills) / 1e9 / peak;
+    const Peak kind = v.precision == Precision::int8_act ? kPeakInt8 : v.precision == Precision::bf16 ? kPeakBf16 : kPeakF32;
+    state.counters["roof_fraction"] = flops / median(runs) / 1e9 / (run.peak_gflops[kind][static_cast<size_t>(run.cap)] * run.threads);
   }
-  state.SetLabel("llama 134M, " + std::to_string(static_cast<int64_t>(stored / 1e6)) + " MB of weights");
+  state.SetLabel(shape + ", " + std::to_string(static_cast<int64_t>(stored / 1e6)) + " MB of weights");
+}
+
+void add(const Run& run, const std::string& shape, bool named, const Variant& v) {
+  const std::string name = std::string("model_") + work_name(v.work) + (named ? "/" + shape : "") + "/" + stored_format_name(v.format) + "/" +
+                           precision_name(v.precision) + "/threads=" + std::to_string(run.threads);
+  benchmark::RegisterBenchmark(name.c_str(), [run, shape, v](benchmark::State& s) { run_model(s, run, shape, v); })
+      ->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(v.work == ModelWork::decode ? 0.1 : 1.0);
 }
 
 }  // namespace
 
 void register_model(const Run& run) {
-  struct Variant {
-    WeightFormat format;
-    bool int8_act;
-    const char* name;
+  const StoredFormat f32{WeightFormat::f32, 0}, bf16{WeightFormat::bf16, 0}, q8{WeightFormat::q8, 128}, q4{WeightFormat::q4, 128};
+  const bool named = is_model_shape(run.shape);
+  const std::string shape = named ? run.shape : kDefaultShape;
+  struct Product {
+    StoredFormat format;
+    Precision precision;
   };
-  for (const Variant& v : {Variant{WeightFormat::f32, false, "f32/f32"}, Variant{WeightFormat::q8, false, "q8_g128/f32"},
-                           Variant{WeightFormat::q8, true, "q8_g128/int8_act"}, Variant{WeightFormat::q4, false, "q4_g128/f32"},
-                           Variant{WeightFormat::q4, true, "q4_g128/int8_act"}}) {
-    for (const bool decode : {false, true}) {
-      const std::string name = std::string(decode ? "model_decode/" : "model_prefill/") + v.name + "/threads=" + std::to_string(run.threads);
-      benchmark::RegisterBenchmark(name.c_str(), [run, v, decode](benchmark::State& s) { run_model(s, run, v.format, v.int8_act, decode); })
-          ->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(decode ? 0.1 : 1.0);
-    }
+  std::vector<Product> products = {{f32, Precision::f32}, {q8, Precision::f32}, {q8, Precision::int8_act}, {q4, Precision::f32}, {q4, Precision::int8_act}};
+  if (named) {
+    products.insert(products.begin() + 1, {bf16, Precision::bf16});
+    products.push_back({{WeightFormat::q4, 32}, Precision::int8_act});
   }
+  const ModelConfig config = shape_config(shape).config;
+  const int64_t there = describe_machine().memory_available_bytes;
+  const auto fits = [&](const StoredFormat& format, int64_t times) { return random_model_bytes(config, format) * times < there / 10 * 9; };
+  for (const Product& p : products)
+    for (const ModelWork work : {ModelWork::prefill, ModelWork::decode})  // decode reads as many bytes again beside the weights
+      if (fits(p.format, work == ModelWork::decode ? 2 : 1)) add(run, shape, named, {work, p.format, p.precision});
+  if (!named) return;
+  for (const StoredFormat& format : {bf16, q8, q4})
+    if (fits(format, 2)) add(run, shape, named, {ModelWork::lora, format, Precision::bf16});
+  for (const Precision precision : {Precision::f32, Precision::bf16})
+    if (fits(f32, 5)) add(run, shape, named, {ModelWork::full, f32, precision});  // gradients and two moments; activations
 }
 
 }  // namespace thimble::bench

@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "bench/bench.h"
+#include "models/shapes.h"
 #include "tensor/blas.h"
 #include "tensor/error.h"
 #include "tensor/parallel.h"
@@ -105,7 +106,10 @@ int run_benches(int argc, char** argv) {
 
   std::vector<std::string> arguments = options.rest;
   std::string filter = options.filter;
-  if (!options.shape.empty()) filter = filter.empty() ? options.shape : filter + ".*" + options.shape;
+  run.shape = options.shape;
+  // All model benches are then of this shape.
+  if (is_model_shape(options.shape)) filter = filter.empty() ? "^model_" : filter;
+  else if (!options.shape.empty()) filter = filter.empty() ? options.shape : filter + ".*" + options.shape;
   if (!filter.empty()) arguments.push_back("--benchmark_filter=" + filter);
   if (!options.json.empty()) {
     arguments.push_back("--benchmark_out=" + options.json);
@@ -139,6 +143,7 @@ int run_benches(int argc, char** argv) {
   register_gemm(run);
   register_attention(run);
   register_model(run);
+  register_trace(run);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

@@ -9,22 +9,6 @@
 namespace thimble {
 namespace {
 
-class FastRandom {  // splitmix64: filling a gigabyte must not take longer than measuring on it
- public:
-  explicit FastRandom(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ull + 1) {}
-  uint64_t next() {
-    uint64_t z = (state_ += 0x9E3779B97F4A7C15ull);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-  }
-  // Uniform in [-1, 1).
-  float uniform() { return static_cast<float>(next() >> 40) * 0x1p-23f - 1.0f; }
-
- private:
-  uint64_t state_;
-};
-
 uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -124,6 +108,16 @@ std::string stored_format_name(const StoredFormat& format) {
   return name;
 }
 
+void fill_random(Weight& w, void* data, uint64_t seed) {
+  FastRandom random(seed);
+  const float deviation = 1.0f / std::sqrt(static_cast<float>(w.cols));
+  w.data = data;
+  if (is_tiled(w.format))
+    fill_tiles(w, data, deviation, random);
+  else
+    fill_rows(w, data, 1.7f * deviation, random);
+}
+
 int64_t random_model_bytes(const ModelConfig& config, const StoredFormat& format) {
   int64_t bytes = 0;
   for_each_role(config, [&](Role, int64_t, const RoleShape& shape) {
@@ -145,17 +139,14 @@ Model random_model(const std::string& name, const ShapeConfig& shape, const Stor
     Weight& w = m.weights.at(role, layer);
     w = empty_weight(role_dims, format);
     void* data = m.store.allocate(w.stored_bytes());
-    w.data = data;
-    FastRandom random(++stream);
-    const float deviation = 1.0f / std::sqrt(static_cast<float>(w.cols));
+    ++stream;
     if (role_dims.vector) {
       const std::string role_text = role_name(role);
       const bool norm_weight = role_text.find("norm") != std::string::npos && role_text.back() == 'w';
       std::fill_n(static_cast<float*>(data), w.cols, norm_weight ? 1.0f : 0.0f);
-    } else if (is_tiled(w.format)) {
-      fill_tiles(w, data, deviation, random);
+      w.data = data;
     } else {
-      fill_rows(w, data, 1.7f * deviation, random);
+      fill_random(w, data, stream);
     }
   });
   if (is_tiled(format.format)) m.quantization = "random " + stored_format_name(format);

@@ -30,7 +30,7 @@ Workload::Workload(Model& model, Context& ctx, const WorkOptions& options)
     ids_.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(model.config.vocab_size))));
   if (options.kind != WorkKind::train) return;
   if (options.full) {
-    enable_gradients(model);
+    if (!model.weights.token_embed.grad) enable_gradients(model);
   } else {
     adapter_ = std::make_unique<Adapter>(model, ctx.kernels, options.adapter, ctx.budget);
     adapter_->enable_gradients();
@@ -46,13 +46,16 @@ Workload::Workload(Model& model, Context& ctx, const WorkOptions& options)
 
 void Workload::prepare() {
   if (options_.kind == WorkKind::train) return;
-  if (options_.kind == WorkKind::decode && generator_ && at_ < static_cast<int64_t>(ids_.size())) return;
-  generator_.reset();  // before the new one: two caches at a time would count twice
-  generator_ = std::make_unique<Generator>(transformer_, ctx_, transformer_.max_tokens());
-  at_ = 0;
-  if (options_.kind == WorkKind::prefill) return;
-  generator_->feed(ids_.data(), options_.prompt_tokens);
-  at_ = options_.prompt_tokens;
+  const bool decode = options_.kind == WorkKind::decode;
+  if (!generator_) {
+    generator_ = std::make_unique<Generator>(transformer_, ctx_, transformer_.max_tokens());
+    if (decode) generator_->feed(ids_.data(), options_.prompt_tokens);
+    at_ = decode ? options_.prompt_tokens : 0;
+    return;
+  }
+  if (decode && at_ < static_cast<int64_t>(ids_.size())) return;
+  at_ = decode ? options_.prompt_tokens : 0;
+  generator_->cache().rewind(0, at_);
 }
 
 void Workload::run() {

@@ -1,4 +1,4 @@
-// Random numbers, parallel loops, trace zones, environment and errors.
+// Random numbers, parallel loops, environment and errors.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -14,7 +14,6 @@
 #include "tensor/parallel.h"
 #include "tensor/rng.h"
 #include "tensor/sha256.h"
-#include "tensor/trace.h"
 
 namespace thimble {
 namespace {
@@ -108,28 +107,6 @@ TEST(Parallel, ThreadNumbersAreDistinctAtATime) {
   EXPECT_FALSE(clash);
   EXPECT_GE(available_threads(), 1);
   EXPECT_EQ(std::string(openmp_runtime()).compare(0, 3, "lib"), 0);
-}
-
-TEST(Trace, CountsWhenEnabledOnly) {
-  g_trace = {};
-  { THIMBLE_ZONE(norm); }
-  EXPECT_EQ(g_trace.zones[int(Zone::norm)].calls, 0);
-  g_trace.enabled = true;
-  for (int i = 0; i < 3; ++i) {
-    THIMBLE_ZONE(norm);
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  g_trace.enabled = false;
-  EXPECT_EQ(g_trace.zones[int(Zone::norm)].calls, 3);
-  EXPECT_GE(g_trace.zones[int(Zone::norm)].nanoseconds, 6'000'000);
-  EXPECT_EQ(g_trace.zones[int(Zone::linear)].calls, 0);
-  g_trace = {};
-  std::set<std::string> names;
-  for (int z = 0; z < kZoneCount; ++z) names.insert(zone_name(static_cast<Zone>(z)));
-  EXPECT_EQ(names.size(), static_cast<size_t>(kZoneCount));
-  EXPECT_STREQ(zone_name(Zone::embed), "embed");
-  EXPECT_STREQ(zone_name(Zone::attention_bwd), "attention_bwd");
-  EXPECT_STREQ(zone_name(Zone::sample), "sample");
 }
 
 TEST(Env, ReportsUnknownVariables) {

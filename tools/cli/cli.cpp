@@ -185,6 +185,7 @@ void mirror_in_environment(CLI::App& app, std::vector<std::string>* names) {
     if (option->get_lnames().empty()) continue;
     std::string name = option->get_lnames()[0];
     if (name == "help" || name == "version") continue;
+    if (name == "kernel") continue;  // THIMBLE_KERNEL pins slots, whichever verb runs
     for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     option->envname("THIMBLE_" + name);
     names->push_back(name);
@@ -227,6 +228,7 @@ int main_entry(int argc, char** argv) {
   add_data(app, &run);
   add_lab(app, &run);
   add_rag(app, &run);
+  add_profile(app, &run);
   add_completion(app, &run);
   std::vector<std::string> mirrored;
   mirror_in_environment(app, &mirrored);

@@ -1,6 +1,7 @@
 // thimble completion bash|zsh|fish: a script that completes verbs and options, made from the parser itself.
 #include <fmt/format.h>
 
+#include "models/shapes.h"
 #include "tools/cli/cli.h"
 
 namespace thimble::cli {
@@ -20,6 +21,10 @@ std::string script(const CLI::App& app, const std::string& shell) {
     std::string words = options_of(*verb);
     for (const CLI::App* sub : verb->get_subcommands([](const CLI::App*) { return true; }))
       words += " " + sub->get_name() + " " + options_of(*sub);
+    if (verb->get_name() == "profile") {
+      words += " prefill decode train";
+      for (const ModelShape& shape : model_shapes()) words += std::string(" ") + shape.name;
+    }
     verbs += (verbs.empty() ? "" : " ") + verb->get_name();
     cases += fmt::format("    {}) words=\"{}\" ;;\n", verb->get_name(), words);
     fish += fmt::format("complete -c thimble -n __fish_use_subcommand -a {}\n", verb->get_name());
