@@ -65,11 +65,11 @@ std::string profile_text(const std::vector<ProfileRow>& rows) {
   size_t width = 4;
   for (const ProfileRow& r : rows) width = std::max(width, r.name.size());
   std::string text = fmt::format("  {:<{}} {:>7}  {:<{}} {:>8} {:>10} {:>9} {:>7} {:>8}\n", "zone", width, "share", "", kBar,
-                                 "calls", "seconds", "GFLOP/s", "GB/s", "of roof");
+                                 "calls", "ms", "GFLOP/s", "GB/s", "of roof");
   for (const ProfileRow& r : rows) {
     const auto filled = static_cast<size_t>(std::lround(std::clamp(r.share, 0.0, 1.0) * kBar));
-    text += fmt::format("  {:<{}} {:>5.1f} %  {:<{}} {:>8} {:>10.4f} {:>9} {:>7} {:>8}\n", r.name, width, 100 * r.share,
-                        std::string(filled, '#'), kBar, r.name == "other" ? "" : std::to_string(r.calls), r.seconds,
+    text += fmt::format("  {:<{}} {:>5.1f} %  {:<{}} {:>8} {:>10.3f} {:>9} {:>7} {:>8}\n", r.name, width, 100 * r.share,
+                        std::string(filled, '#'), kBar, r.name == "other" ? "" : std::to_string(r.calls), 1e3 * r.seconds,
                         r.roof_fraction < 0 ? "" : fmt::format("{:.1f}", r.gflops), r.roof_fraction < 0 ? "" : fmt::format("{:.1f}", r.gbs),
                         r.roof_fraction < 0 ? "" : fmt::format("{:.0f} %", 100 * r.roof_fraction));
   }
