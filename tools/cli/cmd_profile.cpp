@@ -118,7 +118,6 @@ int run_profile(const ProfileOptions& o) {
   Workload load(model, *ctx, work);
 
   const int64_t runs = kind == WorkKind::decode ? o.tokens : o.steps;
-  say(o.common, fmt::format("{} {} of {}", runs, kind == WorkKind::decode ? "tokens" : kind == WorkKind::prefill ? "passes" : "steps", model.path));
   load.prepare();
   load.run();
   Trace trace(o.trace.empty() ? 0 : kMaxTraceEvents);
@@ -144,6 +143,10 @@ int run_profile(const ProfileOptions& o) {
     if (trace.dropped() > 0)
       warn(fmt::format("{}: holds the last {} events; {} earlier ones were dropped to stay below 100 MB", o.trace, kMaxTraceEvents, trace.dropped()));
   }
+  // Roof fractions of a run that had to share the machine say nothing about the kernels.
+  const double busy = reading.software.empty() ? 0 : reading.software[0].value / std::max(1e-12, seconds);
+  if (!o.common.quiet && seconds > 0.05 && busy < 0.5 * session.threads())
+    warn(fmt::format("the run had {:.2f} CPUs for {} threads: other processes use this machine, so compare shares, not speeds", busy, session.threads()));
   const std::string format = o.format.empty() ? (o.shape.empty() ? "stored" : "f32") : stored_format_name(parse_stored_format(o.format));
   if (o.common.json) {
     const Machine machine = describe_machine();
