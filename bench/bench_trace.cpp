@@ -1,8 +1,11 @@
 // What the zones cost. On: pairs of the same work without and with a running trace, interleaved; the counter is the median
-// of the pairs' ratios minus one, with its quartiles, and `noise` is the same for pairs without a trace on either side. Off:
-// nothing can be left out of a built program, so one inactive zone is timed by itself, and its share of the work follows
-// from the number of zones that the work opens.
+// of the pairs' ratios minus one, with its quartiles, and `noise` is the same for pairs without a trace on either side;
+// `cpu_on` and `cpu_noise` are those of CPU time, which a busy machine disturbs less. Off: nothing can be left out of a
+// built program, so one inactive zone is timed by itself, and its share of the work follows from the number of zones that
+// the work opens. on_zones is the same estimate for zones of a running trace.
 #include <benchmark/benchmark.h>
+
+#include <time.h>
 
 #include <algorithm>
 #include <memory>
@@ -22,11 +25,17 @@ double quantile(std::vector<double> values, double q) {
   return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
 }
 
-// Seconds that an inactive zone with its work count takes: the best of several windows.
-double inactive_zone_seconds() {
-  constexpr int64_t kZones = 1'000'000;
+double cpu_seconds() {
+  struct timespec t {};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+// Seconds that a zone with its work count takes: the best of several windows.
+double zone_seconds() {
+  constexpr int64_t kZones = 100'000;
   double best = 1;
-  for (int window = 0; window < 9; ++window) {
+  for (int window = 0; window < 50; ++window) {
     const double start = now();
     for (int64_t i = 0; i < kZones; ++i) {
       THIMBLE_ZONE(norm);
@@ -51,28 +60,33 @@ void run_trace(benchmark::State& state, const Run& run, const char* shape, WorkK
   Workload load(model, ctx, options);
   // A measurement is long enough for the clock and short enough that a neighbour rarely strikes one half of a pair only.
   int64_t repeats = 1;
+  struct Seconds {
+    double wall, cpu;
+  };
   const auto measure = [&](Trace* trace) {
-    const double start = now();
+    const double start = now(), cpu = cpu_seconds();
     if (trace) trace->start();
     for (int64_t i = 0; i < repeats; ++i) {
       load.prepare();
       load.run();
     }
     if (trace) trace->stop();
-    return now() - start;
+    return Seconds{now() - start, cpu_seconds() - cpu};
   };
   measure(nullptr);
-  while (measure(nullptr) < 0.02 && repeats < 4096) repeats *= 2;
+  while (measure(nullptr).wall < 0.02 && repeats < 4096) repeats *= 2;
 
   Trace trace(size_t{1} << 16);
-  std::vector<double> on, noise, off_seconds;
+  std::vector<double> on, noise, cpu_on, cpu_noise, off_seconds;
   int64_t measured = 0;
   for (auto _ : state) {
     for (int pair = 0; pair < kPairs; ++pair) {
-      const double first = measure(nullptr), traced = measure(&trace), second = measure(nullptr);
-      on.push_back(traced / (0.5 * (first + second)) - 1);
-      noise.push_back(second / first - 1);
-      off_seconds.push_back(first);
+      const Seconds first = measure(nullptr), traced = measure(&trace), second = measure(nullptr);
+      on.push_back(traced.wall / (0.5 * (first.wall + second.wall)) - 1);
+      noise.push_back(second.wall / first.wall - 1);
+      cpu_on.push_back(traced.cpu / (0.5 * (first.cpu + second.cpu)) - 1);
+      cpu_noise.push_back(second.cpu / first.cpu - 1);
+      off_seconds.push_back(first.wall);
       ++measured;
     }
     state.SetIterationTime(quantile(off_seconds, 0.5));
@@ -85,8 +99,18 @@ void run_trace(benchmark::State& state, const Run& run, const char* shape, WorkK
   state.counters["on_q3"] = quantile(on, 0.75);
   state.counters["noise"] = quantile(noise, 0.5);
   state.counters["noise_iqr"] = quantile(noise, 0.75) - quantile(noise, 0.25);
-  state.counters["off"] = inactive_zone_seconds() * zones_per_measure / quantile(off_seconds, 0.25);
-  state.counters["zone_ns"] = inactive_zone_seconds() * 1e9;
+  state.counters["cpu_on"] = quantile(cpu_on, 0.5);
+  state.counters["cpu_noise"] = quantile(cpu_noise, 0.5);
+  state.counters["cpu_noise_iqr"] = quantile(cpu_noise, 0.75) - quantile(cpu_noise, 0.25);
+  const double fastest = *std::min_element(off_seconds.begin(), off_seconds.end()), inactive = zone_seconds();
+  Trace busy(size_t{1} << 16);
+  busy.start();
+  const double active = zone_seconds();
+  busy.stop();
+  state.counters["off"] = inactive * zones_per_measure / fastest;
+  state.counters["off_zone_ns"] = inactive * 1e9;
+  state.counters["on_zones"] = active * zones_per_measure / fastest;
+  state.counters["on_zone_ns"] = active * 1e9;
   state.counters["zones/run"] = zones_per_measure / static_cast<double>(repeats);
 }
 

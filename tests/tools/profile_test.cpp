@@ -18,7 +18,6 @@ namespace {
 using tools_test::expect_failure;
 using tools_test::expect_json;
 using tools_test::get_file;
-using tools_test::RunOptions;
 using tools_test::RunResult;
 using tools_test::ScratchDir;
 using tools_test::thimble;
@@ -130,7 +129,9 @@ TEST(Profile, TheTimelineIsValidJsonInTheOrderOfTime) {
     last = begin;
     ++events;
     while (!open.empty() && open.back().second <= begin) open.pop_back();
-    if (!open.empty()) EXPECT_LE(begin + duration, open.back().second + 0.002) << "zones nest: " << e;
+    if (!open.empty()) {
+      EXPECT_LE(begin + duration, open.back().second + 0.002) << "zones nest: " << e;
+    }
     open.emplace_back(begin, begin + duration);
   }
   EXPECT_EQ(events, report["trace"]["events"].get<int64_t>());
@@ -159,9 +160,8 @@ TEST(Profile, UsageErrorsListWhatIsValid) {
 }
 
 TEST(Profile, TheMachineCodeOfAKernelOrAHint) {
-  RunOptions nowhere;
-  nowhere.env["PATH"] = "/nonexistent";
-  const RunResult missing = thimble({"profile", "--kernel", "softmax", "--isa", "ref", "--asm"}, nowhere);
+  const RunResult missing = tools_test::run_command({"/usr/bin/env", "PATH=/nonexistent", std::string(THIMBLE_BINARY_DIR) + "/bin/thimble",
+                                                     "profile", "--kernel", "softmax", "--isa", "ref", "--asm"});
   expect_failure(missing, 5, {"objdump", "binutils"});
   const RunResult r = thimble({"profile", "--kernel", "softmax", "--isa", "ref", "--asm", "--json"});
   if (r.status == 5) GTEST_SKIP() << "no objdump here";
