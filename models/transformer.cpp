@@ -338,7 +338,7 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
 }
 
 Var Transformer::logits(Context& ctx, Var hidden) {
-  THIMBLE_ZONE(head);
+  const ZoneOwner owner(Zone::head);
   const Var y = linear(ctx, hidden, head_, nullptr);
   ctx.observe("logits", -1, y.t);
   return y;

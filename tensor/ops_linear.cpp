@@ -30,11 +30,11 @@ ZoneKey product_key(Product product, const Weight& w, Arithmetic arithmetic) {
 void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
   const bool int8_act = ctx.precision == Precision::int8_act && is_tiled(w.format);
-  if (w.perm) x = gather_columns(ctx, m, x, w);
   const bool bf16 = ctx.precision == Precision::bf16;
   const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w,
                                    bf16 ? Arithmetic::bf16 : int8_act ? Arithmetic::int8 : Arithmetic::f32));
   count_product(m, w, accumulate);
+  if (w.perm) x = gather_columns(ctx, m, x, w);
   const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
                             : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
@@ -85,13 +85,14 @@ void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
 }
 
 Var linear(Context& ctx, Var x, Weight* w, Weight* b) {
-  THIMBLE_ZONE(linear);
+  const ZoneOwner owner(Zone::linear);
   const int64_t m = x.t.rows();
   THIMBLE_CHECK(x.t.cols() == w->cols);
   const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
   Var y = new_value(ctx, m, w->rows, recorded);
   weight_forward(ctx, m, x.t.f32(), *w, y.t.f32(), false);
   if (b && *b) {
+    THIMBLE_ZONE(linear);
     float* out = y.t.f32();
     count_elements(m * w->rows, 1, 8);
     for_rows(ctx, m, w->rows, [&](int64_t r, int64_t count, int64_t) {
@@ -111,11 +112,15 @@ Var linear(Context& ctx, Var x, Weight* w, Weight* b) {
 }
 
 void linear_backward(Context& ctx, const Node& node) {
-  THIMBLE_ZONE(linear_bwd);
+  const ZoneOwner owner(Zone::linear_bwd);
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   if (wants_grad(node.w)) weight_dw(ctx, node.rows, dy, node.saved[0], node.w);
-  if (wants_grad(node.b)) bias_grad(ctx, node.rows, dy, node.b);
+  if (wants_grad(node.b)) {
+    THIMBLE_ZONE(linear_bwd);
+    count_elements(node.rows * node.b->cols, 1, 4);
+    bias_grad(ctx, node.rows, dy, node.b);
+  }
   bool accumulate = false;
   if (float* dx = grad_target(ctx, node.in[0], &accumulate)) weight_dx(ctx, node.rows, dy, *node.w, dx, accumulate);
 }

@@ -75,7 +75,7 @@ int Trace::product_row(ZoneKey key) {
     while (outermost->parent_) outermost = outermost->parent_;
     key.zone = rows_[outermost->row_].key.zone;
   } else {
-    key.zone = Zone::linear;
+    key.zone = owner_ == Zone::count ? Zone::linear : owner_;
   }
   for (int r = kZoneCount; r < row_count_; ++r)
     if (rows_[r].key == key) return r;

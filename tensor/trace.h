@@ -72,6 +72,7 @@ class Trace {
 
  private:
   friend class ZoneScope;
+  friend class ZoneOwner;
   friend void trace_work(double flops, double bytes);
   int product_row(ZoneKey key);
 
@@ -79,6 +80,7 @@ class Trace {
   ZoneRow rows_[kMaxRows];
   int row_count_ = kZoneCount;
   ZoneScope* open_ = nullptr;
+  Zone owner_ = Zone::count;  // of products outside of zones; count: linear
   int64_t started_ = 0, nanoseconds_ = 0, seen_ = 0;
   size_t max_events_;
   std::vector<Event> events_;
@@ -93,7 +95,7 @@ class ZoneScope {
   explicit ZoneScope(Zone zone) {
     if (tracing()) open(static_cast<int>(zone));
   }
-  // A product; its row is named after the outermost open zone, whatever key.zone says.
+  // A product; its row is named after the outermost open zone, else the owner, whatever key.zone says.
   explicit ZoneScope(const ZoneKey& product) {
     if (tracing()) open(t_trace->product_row(product));
   }
@@ -113,6 +115,24 @@ class ZoneScope {
   int64_t start_, inside_;  // nanoseconds of the zones inside
   double flops_, bytes_;
   int row_;
+};
+
+// Names the products that an op makes where it does nothing else worth a zone. The outermost one counts.
+class ZoneOwner {
+ public:
+  explicit ZoneOwner(Zone zone) {
+    if (!tracing() || t_trace->owner_ != Zone::count) return;
+    trace_ = t_trace;
+    trace_->owner_ = zone;
+  }
+  ~ZoneOwner() {
+    if (trace_) trace_->owner_ = Zone::count;
+  }
+  ZoneOwner(const ZoneOwner&) = delete;
+  ZoneOwner& operator=(const ZoneOwner&) = delete;
+
+ private:
+  Trace* trace_ = nullptr;
 };
 
 // Adds to the innermost open zone. Only while tracing().

@@ -91,6 +91,31 @@ TEST(Trace, NamesAreDistinctAndSayFormatAndArithmetic) {
   EXPECT_EQ(zone_row_name({Zone::loss, Product::dw, Arithmetic::bf16, WeightFormat::f32, 0}), "loss/dw/f32/bf16");
 }
 
+TEST(Trace, ProductsOutsideOfZonesBelongToTheOutermostOwner) {
+  const ZoneKey key{Zone::count, Product::gemm, Arithmetic::f32, WeightFormat::f32, 0};
+  Trace trace;
+  trace.start();
+  {
+    const ZoneOwner head(Zone::head);
+    const ZoneOwner linear(Zone::linear);
+    const ZoneScope product(key);
+  }
+  {
+    const ZoneOwner linear(Zone::linear_bwd);
+    const ZoneScope product(key);
+  }
+  {
+    THIMBLE_ZONE(loss);
+    const ZoneOwner linear(Zone::linear);
+    const ZoneScope product(key);
+  }
+  { const ZoneScope product(key); }
+  trace.stop();
+  std::vector<std::string> names;
+  for (const ZoneRow& r : trace.rows()) names.push_back(zone_row_name(r.key));
+  EXPECT_EQ(names, (std::vector<std::string>{"linear/gemm/f32/f32", "linear_bwd/gemm/f32/f32", "head/gemm/f32/f32", "loss", "loss/gemm/f32/f32"}));
+}
+
 TEST(Trace, MoreKindsOfProductsThanRowsAreCountedWithTheirZone) {
   Trace trace;
   trace.start();
