@@ -1,6 +1,7 @@
-// Whole models of random weights, which cost what trained ones cost: prefill, decode, and training steps. Without --shape
-// a Llama shape of 134M parameters in a few formats; with it any shape of models/shapes. Items are tokens. Decode is judged
-// by a plain read of all stored weights, interleaved; prefill and training by the peak of their arithmetic.
+// Whole models of random weights, which cost what trained ones cost: prefill, decode, and training steps. Without
+// --shape a Llama shape of 134M parameters in a few formats; with it any shape of models/shapes. Items are tokens.
+// Decode is judged by a plain read of all stored weights, interleaved; prefill and training by the peak of their
+// arithmetic.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -30,12 +31,17 @@ struct Variant {
 };
 
 const char* work_name(ModelWork w) {
-  return w == ModelWork::prefill ? "prefill" : w == ModelWork::decode ? "decode" : w == ModelWork::lora ? "lora" : "train";
+  return w == ModelWork::prefill  ? "prefill"
+         : w == ModelWork::decode ? "decode"
+         : w == ModelWork::lora   ? "lora"
+                                  : "train";
 }
-const char* precision_name(Precision p) { return p == Precision::int8_act ? "int8_act" : p == Precision::bf16 ? "bf16" : "f32"; }
+const char* precision_name(Precision p) {
+  return p == Precision::int8_act ? "int8_act" : p == Precision::bf16 ? "bf16" : "f32";
+}
 
-// One at a time, kept between the benches of a format: filling takes longer than a decode step. A model that learns in all
-// weights is not kept.
+// One at a time, kept between the benches of a format: filling takes longer than a decode step. A model that learns in
+// all weights is not kept.
 std::shared_ptr<Model> model_of(const std::string& shape, const StoredFormat& format, bool keep) {
   static std::shared_ptr<Model> kept;
   static std::string kept_name;
@@ -76,7 +82,9 @@ void run_model(benchmark::State& state, const Run& run, const std::string& shape
   Context ctx(table, run.threads, &budget);
   ctx.precision = v.precision;
   WorkOptions options;
-  options.kind = v.work == ModelWork::prefill ? WorkKind::prefill : v.work == ModelWork::decode ? WorkKind::decode : WorkKind::train;
+  options.kind = v.work == ModelWork::prefill  ? WorkKind::prefill
+                 : v.work == ModelWork::decode ? WorkKind::decode
+                                               : WorkKind::train;
   options.prompt_tokens = std::min(kPrompt, model->config.max_positions / 2);
   options.tokens = kDecode;
   options.full = v.work == ModelWork::full;
@@ -126,45 +134,60 @@ void run_model(benchmark::State& state, const Run& run, const std::string& shape
     state.counters["read_GB/s"] = static_cast<double>(share * run.threads) * 4 / median(reads) / 1e9;
     state.counters["roof_fraction"] = median(reads) / median(runs);
   } else {
-    const Peak kind = v.precision == Precision::int8_act ? kPeakInt8 : v.precision == Precision::bf16 ? kPeakBf16 : kPeakF32;
-    state.counters["roof_fraction"] = flops / median(runs) / 1e9 / (run.peak_gflops[kind][static_cast<size_t>(run.cap)] * run.threads);
+    const Peak kind = v.precision == Precision::int8_act ? kPeakInt8
+                      : v.precision == Precision::bf16   ? kPeakBf16
+                                                         : kPeakF32;
+    state.counters["roof_fraction"] =
+        flops / median(runs) / 1e9 / (run.peak_gflops[kind][static_cast<size_t>(run.cap)] * run.threads);
   }
   state.SetLabel(shape + ", " + std::to_string(static_cast<int64_t>(stored / 1e6)) + " MB of weights");
 }
 
 void add(const Run& run, const std::string& shape, bool named, const Variant& v) {
-  const std::string name = std::string("model_") + work_name(v.work) + (named ? "/" + shape : "") + "/" + stored_format_name(v.format) + "/" +
-                           precision_name(v.precision) + "/threads=" + std::to_string(run.threads);
+  const std::string name = std::string("model_") + work_name(v.work) + (named ? "/" + shape : "") + "/" +
+                           stored_format_name(v.format) + "/" + precision_name(v.precision) +
+                           "/threads=" + std::to_string(run.threads);
   benchmark::RegisterBenchmark(name.c_str(), [run, shape, v](benchmark::State& s) { run_model(s, run, shape, v); })
-      ->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(v.work == ModelWork::decode ? 0.1 : 1.0);
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond)
+      ->MinTime(v.work == ModelWork::decode ? 0.1 : 1.0);
 }
 
 }  // namespace
 
 void register_model(const Run& run) {
-  const StoredFormat f32{WeightFormat::f32, 0}, bf16{WeightFormat::bf16, 0}, q8{WeightFormat::q8, 128}, q4{WeightFormat::q4, 128};
+  const StoredFormat f32{WeightFormat::f32, 0}, bf16{WeightFormat::bf16, 0}, q8{WeightFormat::q8, 128},
+      q4{WeightFormat::q4, 128};
   const bool named = is_model_shape(run.shape);
   const std::string shape = named ? run.shape : kDefaultShape;
   struct Product {
     StoredFormat format;
     Precision precision;
   };
-  std::vector<Product> products = {{f32, Precision::f32}, {q8, Precision::f32}, {q8, Precision::int8_act}, {q4, Precision::f32}, {q4, Precision::int8_act}};
+  std::vector<Product> products = {{f32, Precision::f32},
+                                   {q8, Precision::f32},
+                                   {q8, Precision::int8_act},
+                                   {q4, Precision::f32},
+                                   {q4, Precision::int8_act}};
   if (named) {
     products.insert(products.begin() + 1, {bf16, Precision::bf16});
     products.push_back({{WeightFormat::q4, 32}, Precision::int8_act});
   }
   const ModelConfig config = shape_config(shape).config;
   const int64_t there = describe_machine().memory_available_bytes;
-  const auto fits = [&](const StoredFormat& format, int64_t times) { return random_model_bytes(config, format) * times < there / 10 * 9; };
+  const auto fits = [&](const StoredFormat& format, int64_t times) {
+    return random_model_bytes(config, format) * times < there / 10 * 9;
+  };
   for (const Product& p : products)
-    for (const ModelWork work : {ModelWork::prefill, ModelWork::decode})  // decode reads as many bytes again beside the weights
+    for (const ModelWork work :
+         {ModelWork::prefill, ModelWork::decode})  // decode reads as many bytes again beside the weights
       if (fits(p.format, work == ModelWork::decode ? 2 : 1)) add(run, shape, named, {work, p.format, p.precision});
   if (!named) return;
   for (const StoredFormat& format : {bf16, q8, q4})
     if (fits(format, 2)) add(run, shape, named, {ModelWork::lora, format, Precision::bf16});
   for (const Precision precision : {Precision::f32, Precision::bf16})
-    if (fits(f32, 5)) add(run, shape, named, {ModelWork::full, f32, precision});  // gradients and two moments; activations
+    if (fits(f32, 5))
+      add(run, shape, named, {ModelWork::full, f32, precision});  // gradients and two moments; activations
 }
 
 }  // namespace thimble::bench

@@ -1,10 +1,9 @@
-// What the zones cost. On: pairs of the same work without and with a running trace, interleaved; the counter is the median
-// of the pairs' ratios minus one, with its quartiles, and `noise` is the same for pairs without a trace on either side;
-// `cpu_on` and `cpu_noise` are those of CPU time, which a busy machine disturbs less. Off: nothing can be left out of a
-// built program, so one inactive zone is timed by itself, and its share of the work follows from the number of zones that
-// the work opens. on_zones is the same estimate for zones of a running trace.
+// What the zones cost. On: pairs of the same work without and with a running trace, interleaved; the counter is the
+// median of the pairs' ratios minus one, with its quartiles, and `noise` is the same for pairs without a trace on
+// either side; `cpu_on` and `cpu_noise` are those of CPU time, which a busy machine disturbs less. Off: nothing can be
+// left out of a built program, so one inactive zone is timed by itself, and its share of the work follows from the
+// number of zones that the work opens. on_zones is the same estimate for zones of a running trace.
 #include <benchmark/benchmark.h>
-
 #include <time.h>
 
 #include <algorithm>
@@ -58,7 +57,8 @@ void run_trace(benchmark::State& state, const Run& run, const char* shape, WorkK
   options.prompt_tokens = 128;
   options.tokens = 64;
   Workload load(model, ctx, options);
-  // A measurement is long enough for the clock and short enough that a neighbour rarely strikes one half of a pair only.
+  // A measurement is long enough for the clock and short enough that a neighbour rarely strikes one half of a pair
+  // only.
   int64_t repeats = 1;
   struct Seconds {
     double wall, cpu;
@@ -123,10 +123,13 @@ void register_trace(const Run& run) {
     WorkKind kind;
   };
   // The smallest model has the most zones per second.
-  for (const Case& c : {Case{"trace_cost/decode/stories260k", "stories260k", WorkKind::decode}, Case{"trace_cost/decode/llama-134m", "llama-134m", WorkKind::decode},
+  for (const Case& c : {Case{"trace_cost/decode/stories260k", "stories260k", WorkKind::decode},
+                        Case{"trace_cost/decode/llama-134m", "llama-134m", WorkKind::decode},
                         Case{"trace_cost/prefill/stories15m", "stories15m", WorkKind::prefill}})
     benchmark::RegisterBenchmark(c.name, [run, c](benchmark::State& s) { run_trace(s, run, c.shape, c.kind); })
-        ->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(1);
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond)
+        ->Iterations(1);
 }
 
 }  // namespace thimble::bench

@@ -18,7 +18,8 @@ uint32_t bits_of(float x) {
 uint16_t f16_of(float x) {
   const uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000u;
   const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xFF) - 112;
-  return static_cast<uint16_t>(exponent <= 0 ? sign : sign | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 0x3FFu));
+  return static_cast<uint16_t>(exponent <= 0 ? sign
+                                             : sign | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 0x3FFu));
 }
 uint16_t bf16_of(float x) { return static_cast<uint16_t>(bits_of(x) >> 16); }
 
@@ -37,7 +38,8 @@ void fill_rows(Weight& w, void* data, float spread, FastRandom& random) {
   }
 }
 
-// Random bytes are random codes. Padding rows get scale 0, padding columns the code of the zero point (weight_format.h).
+// Random bytes are random codes. Padding rows get scale 0, padding columns the code of the zero point
+// (weight_format.h).
 void fill_tiles(Weight& w, void* data, float deviation, FastRandom& random) {
   const TileGeometry g = w.geometry();
   auto* codes = static_cast<uint8_t*>(data);

@@ -12,15 +12,17 @@ constinit thread_local Trace* t_trace = nullptr;
 namespace {
 
 int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
 
 const char* zone_name(Zone zone) {
   static const char* const names[kZoneCount] = {
-      "embed",     "linear",    "linear_bwd",    "head",       "lora",           "lora_bwd", "quantize_activations", "norm", "norm_bwd", "rope",
-      "attention", "attention_bwd", "activation", "activation_bwd", "loss",     "add",                  "optimizer", "sample"};
+      "embed", "linear",   "linear_bwd", "head",      "lora",          "lora_bwd",   "quantize_activations",
+      "norm",  "norm_bwd", "rope",       "attention", "attention_bwd", "activation", "activation_bwd",
+      "loss",  "add",      "optimizer",  "sample"};
   return names[static_cast<int>(zone)];
 }
 
@@ -104,7 +106,8 @@ void ZoneScope::close() {
   trace_->open_ = parent_;
   if (parent_) parent_->inside_ += duration;
   if (trace_->max_events_ == 0) return;
-  const Trace::Event event{start_, duration, static_cast<float>(flops_), static_cast<float>(bytes_), static_cast<uint8_t>(row_)};
+  const Trace::Event event{start_, duration, static_cast<float>(flops_), static_cast<float>(bytes_),
+                           static_cast<uint8_t>(row_)};
   const size_t slot = static_cast<size_t>(trace_->seen_++) % trace_->max_events_;
   if (slot == trace_->events_.size())
     trace_->events_.push_back(event);

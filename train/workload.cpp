@@ -14,9 +14,10 @@ namespace {
 int64_t longest(const Model& model, const WorkOptions& o) {
   const int64_t tokens = o.prompt_tokens + (o.kind == WorkKind::decode ? o.tokens : 0);
   if (o.prompt_tokens < 1 || o.tokens < 1 || tokens > model.config.max_positions)
-    throw Error(ErrorCode::usage,
-                fmt::format("{} tokens do not fit the {} positions of {}", tokens, model.config.max_positions, model.path),
-                fmt::format("give between 1 and {} tokens in all", model.config.max_positions));
+    throw Error(
+        ErrorCode::usage,
+        fmt::format("{} tokens do not fit the {} positions of {}", tokens, model.config.max_positions, model.path),
+        fmt::format("give between 1 and {} tokens in all", model.config.max_positions));
   return tokens;
 }
 
@@ -60,9 +61,15 @@ void Workload::prepare() {
 
 void Workload::run() {
   switch (options_.kind) {
-    case WorkKind::prefill: generator_->feed(ids_.data(), options_.prompt_tokens); break;
-    case WorkKind::decode: generator_->feed(&ids_[static_cast<size_t>(at_++)], 1); break;
-    case WorkKind::train: trainer_->step(); break;
+    case WorkKind::prefill:
+      generator_->feed(ids_.data(), options_.prompt_tokens);
+      break;
+    case WorkKind::decode:
+      generator_->feed(&ids_[static_cast<size_t>(at_++)], 1);
+      break;
+    case WorkKind::train:
+      trainer_->step();
+      break;
   }
 }
 

@@ -21,10 +21,18 @@ int64_t parameters(const ModelConfig& config) { return random_model_bytes(config
 
 // As the models' cards and papers count them, tied tables once.
 TEST(Shapes, HaveTheParametersOfTheRealModels) {
-  const std::vector<std::pair<const char*, int64_t>> known = {
-      {"tinyllama-1.1b", 1'100'048'384}, {"smollm-135m", 134'515'008}, {"smollm-360m", 361'821'120}, {"qwen2.5-0.5b", 494'032'768},
-      {"qwen2.5-1.5b", 1'543'714'304},   {"llama-3.2-1b", 1'235'814'400}, {"gpt2", 124'439'808},     {"opt-125m", 125'239'296},
-      {"opt-350m", 331'196'416},         {"pythia-70m", 70'426'624},   {"pythia-160m", 162'322'944}, {"pythia-410m", 405'334'016}};
+  const std::vector<std::pair<const char*, int64_t>> known = {{"tinyllama-1.1b", 1'100'048'384},
+                                                              {"smollm-135m", 134'515'008},
+                                                              {"smollm-360m", 361'821'120},
+                                                              {"qwen2.5-0.5b", 494'032'768},
+                                                              {"qwen2.5-1.5b", 1'543'714'304},
+                                                              {"llama-3.2-1b", 1'235'814'400},
+                                                              {"gpt2", 124'439'808},
+                                                              {"opt-125m", 125'239'296},
+                                                              {"opt-350m", 331'196'416},
+                                                              {"pythia-70m", 70'426'624},
+                                                              {"pythia-160m", 162'322'944},
+                                                              {"pythia-410m", 405'334'016}};
   for (const auto& [name, count] : known) EXPECT_EQ(parameters(shape_config(name).config), count) << name;
 }
 
@@ -79,7 +87,8 @@ TEST(RandomModel, RunsInEveryFormatAndTilesArePaddedAsWritten) {
       std::memcpy(&scale, w.scales, 2);
       const std::vector<uint8_t> zeros(count, w.zeros[0]);
       const std::vector<uint16_t> scales(count, scale);
-      const TileStorage packed = pack_tiles(engine.kernels, w.format, w.rows, w.cols, w.group, codes.data(), zeros.data(), scales.data(), nullptr, nullptr);
+      const TileStorage packed = pack_tiles(engine.kernels, w.format, w.rows, w.cols, w.group, codes.data(),
+                                            zeros.data(), scales.data(), nullptr, nullptr);
       EXPECT_EQ(std::memcmp(packed.weight.data, w.data, g.code_bytes + g.scale_bytes), 0) << name;
     }
     std::vector<float> values(static_cast<size_t>(w.numel()));
@@ -104,7 +113,8 @@ TEST(RandomModel, RunsInEveryFormatAndTilesArePaddedAsWritten) {
 TEST(RandomModel, RepeatsWithItsSeedAndTakesNoMoreMemoryThanItKeeps) {
   const ShapeConfig shape = shape_config("stories260k");
   const StoredFormat format{WeightFormat::q4, 32};
-  const Model a = random_model("a", shape, format, 5), b = random_model("b", shape, format, 5), c = random_model("c", shape, format, 6);
+  const Model a = random_model("a", shape, format, 5), b = random_model("b", shape, format, 5),
+              c = random_model("c", shape, format, 6);
   const Weight &wa = a.weights.layers[2].up_w, &wb = b.weights.layers[2].up_w, &wc = c.weights.layers[2].up_w;
   EXPECT_EQ(std::memcmp(wa.data, wb.data, wa.stored_bytes()), 0);
   EXPECT_NE(std::memcmp(wa.data, wc.data, wa.stored_bytes()), 0);

@@ -65,7 +65,8 @@ TEST(Trace, NestedZonesKeepTheirOwnTimeAndWork) {
   }
   trace.stop();
   const std::vector<ZoneRow> rows = trace.rows();
-  const ZoneRow *loss = find_row(rows, "loss"), *norm = find_row(rows, "norm"), *dx = find_row(rows, "loss/dx/q4_g64/bf16");
+  const ZoneRow *loss = find_row(rows, "loss"), *norm = find_row(rows, "norm"),
+                *dx = find_row(rows, "loss/dx/q4_g64/bf16");
   ASSERT_TRUE(loss && norm && dx);
   EXPECT_EQ(loss->flops, 1);
   EXPECT_EQ(norm->flops, 2);
@@ -86,8 +87,10 @@ TEST(Trace, NamesAreDistinctAndSayFormatAndArithmetic) {
   EXPECT_STREQ(zone_name(Zone::embed), "embed");
   EXPECT_STREQ(zone_name(Zone::attention_bwd), "attention_bwd");
   EXPECT_STREQ(zone_name(Zone::sample), "sample");
-  EXPECT_EQ(zone_row_name({Zone::head, Product::gemv, Arithmetic::int8, WeightFormat::q8, 128}), "head/gemv/q8_g128/int8_act");
-  EXPECT_EQ(zone_row_name({Zone::linear, Product::gemm, Arithmetic::f32, WeightFormat::q4, 0}), "linear/gemm/q4_row/f32");
+  EXPECT_EQ(zone_row_name({Zone::head, Product::gemv, Arithmetic::int8, WeightFormat::q8, 128}),
+            "head/gemv/q8_g128/int8_act");
+  EXPECT_EQ(zone_row_name({Zone::linear, Product::gemm, Arithmetic::f32, WeightFormat::q4, 0}),
+            "linear/gemm/q4_row/f32");
   EXPECT_EQ(zone_row_name({Zone::loss, Product::dw, Arithmetic::bf16, WeightFormat::f32, 0}), "loss/dw/f32/bf16");
 }
 
@@ -113,7 +116,8 @@ TEST(Trace, ProductsOutsideOfZonesBelongToTheOutermostOwner) {
   trace.stop();
   std::vector<std::string> names;
   for (const ZoneRow& r : trace.rows()) names.push_back(zone_row_name(r.key));
-  EXPECT_EQ(names, (std::vector<std::string>{"linear/gemm/f32/f32", "linear_bwd/gemm/f32/f32", "head/gemm/f32/f32", "loss", "loss/gemm/f32/f32"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"linear/gemm/f32/f32", "linear_bwd/gemm/f32/f32", "head/gemm/f32/f32",
+                                             "loss", "loss/gemm/f32/f32"}));
 }
 
 TEST(Trace, MoreKindsOfProductsThanRowsAreCountedWithTheirZone) {
@@ -121,7 +125,8 @@ TEST(Trace, MoreKindsOfProductsThanRowsAreCountedWithTheirZone) {
   trace.start();
   for (int group = 0; group < 400; ++group) {
     THIMBLE_ZONE(linear);
-    const ZoneScope product(ZoneKey{Zone::linear, Product::gemm, Arithmetic::f32, WeightFormat::q4, static_cast<uint16_t>(group)});
+    const ZoneScope product(
+        ZoneKey{Zone::linear, Product::gemm, Arithmetic::f32, WeightFormat::q4, static_cast<uint16_t>(group)});
     trace_work(1, 0);
   }
   trace.stop();

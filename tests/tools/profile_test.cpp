@@ -1,5 +1,5 @@
-// thimble profile: the zones add up, the flops are those of the shape, the timeline is a valid file, and what is wrong is
-// said in words.
+// thimble profile: the zones add up, the flops are those of the shape, the timeline is a valid file, and what is wrong
+// is said in words.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -34,7 +34,9 @@ std::map<std::string, nlohmann::json> zones_of(const nlohmann::json& report) {
 }
 
 // gflops is per second of the zone's own time.
-double flops_of(const nlohmann::json& zone) { return zone["gflops"].get<double>() * zone["seconds"].get<double>() * 1e9; }
+double flops_of(const nlohmann::json& zone) {
+  return zone["gflops"].get<double>() * zone["seconds"].get<double>() * 1e9;
+}
 
 void expect_shares(const nlohmann::json& report) {
   double shares = 0, seconds = 0, last = 1e9;
@@ -54,7 +56,8 @@ TEST(Profile, PrefillCountsTheFlopsOfTheShape) {
   const nlohmann::json report = profile({"prefill", "--shape", "stories260k", "--prompt-tokens", "48", "--steps", "2"});
   expect_shares(report);
   const auto zones = zones_of(report);
-  ASSERT_TRUE(zones.count("linear/gemm/f32/f32") && zones.count("attention") && zones.count("head/gemv/f32/f32") && zones.count("other"));
+  ASSERT_TRUE(zones.count("linear/gemm/f32/f32") && zones.count("attention") && zones.count("head/gemv/f32/f32") &&
+              zones.count("other"));
   // hidden 64, kv 32, intermediate 172, 5 layers, 8 heads of 8
   const double layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 172, passes = 2, rows = 48;
   EXPECT_NEAR(flops_of(zones.at("linear/gemm/f32/f32")), passes * 5 * 2 * rows * layer, 1e3);
@@ -73,8 +76,8 @@ TEST(Profile, PrefillCountsTheFlopsOfTheShape) {
 }
 
 TEST(Profile, DecodeTellsFormatsAndActivationsApart) {
-  const nlohmann::json report =
-      profile({"decode", "--shape", "stories260k", "--format", "q4_g32", "--precision", "int8_act", "--prompt-tokens", "8", "--tokens", "5"});
+  const nlohmann::json report = profile({"decode", "--shape", "stories260k", "--format", "q4_g32", "--precision",
+                                         "int8_act", "--prompt-tokens", "8", "--tokens", "5"});
   expect_shares(report);
   const auto zones = zones_of(report);
   ASSERT_TRUE(zones.count("linear/gemv/q4_g32/int8_act") && zones.count("quantize_activations"));
@@ -85,17 +88,20 @@ TEST(Profile, DecodeTellsFormatsAndActivationsApart) {
 }
 
 TEST(Profile, TrainingHasBackwardLossAndOptimizer) {
-  const nlohmann::json full = profile({"train", "--shape", "stories260k", "--method", "full", "--prompt-tokens", "16", "--steps", "1"});
+  const nlohmann::json full =
+      profile({"train", "--shape", "stories260k", "--method", "full", "--prompt-tokens", "16", "--steps", "1"});
   expect_shares(full);
   auto zones = zones_of(full);
-  for (const char* name : {"linear/gemm/f32/f32", "linear_bwd/dw/f32/f32", "linear_bwd/dx/f32/f32", "loss/dw/f32/f32", "attention_bwd",
-                           "norm_bwd", "activation_bwd", "optimizer", "loss"})
+  for (const char* name : {"linear/gemm/f32/f32", "linear_bwd/dw/f32/f32", "linear_bwd/dx/f32/f32", "loss/dw/f32/f32",
+                           "attention_bwd", "norm_bwd", "activation_bwd", "optimizer", "loss"})
     EXPECT_TRUE(zones.count(name)) << name;
   // Forward and both backward products of the linears do the same work.
   EXPECT_NEAR(flops_of(zones["linear_bwd/dw/f32/f32"]) / flops_of(zones["linear/gemm/f32/f32"]), 1.0, 1e-6);
-  const nlohmann::json lora = profile({"train", "--shape", "stories260k", "--format", "q8_row", "--precision", "bf16", "--prompt-tokens", "16", "--steps", "1"});
+  const nlohmann::json lora = profile({"train", "--shape", "stories260k", "--format", "q8_row", "--precision", "bf16",
+                                       "--prompt-tokens", "16", "--steps", "1"});
   zones = zones_of(lora);
-  for (const char* name : {"lora/gemm/f32/bf16", "lora_bwd/dw/f32/bf16", "linear_bwd/dx/q8_row/bf16"}) EXPECT_TRUE(zones.count(name)) << name;
+  for (const char* name : {"lora/gemm/f32/bf16", "lora_bwd/dw/f32/bf16", "linear_bwd/dx/q8_row/bf16"})
+    EXPECT_TRUE(zones.count(name)) << name;
   EXPECT_FALSE(zones.count("linear_bwd/dw/f32/bf16"));
   EXPECT_EQ(lora["method"], "lora");
 }
@@ -103,7 +109,8 @@ TEST(Profile, TrainingHasBackwardLossAndOptimizer) {
 TEST(Profile, ALoadedModelAndText) {
   const ScratchDir dir;
   tools_test::write_small_model(dir.path());
-  const nlohmann::json report = profile({"decode", "--model", dir.path(), "--format", "q8_g32", "--prompt-tokens", "4", "--tokens", "2"});
+  const nlohmann::json report =
+      profile({"decode", "--model", dir.path(), "--format", "q8_g32", "--prompt-tokens", "4", "--tokens", "2"});
   EXPECT_TRUE(zones_of(report).count("linear/gemv/q8_g32/f32"));
   const RunResult r = thimble({"profile", "prefill", "--model", dir.path(), "--prompt-tokens", "8", "--steps", "1"});
   ASSERT_EQ(r.status, 0) << r.err;
@@ -114,7 +121,8 @@ TEST(Profile, ALoadedModelAndText) {
 TEST(Profile, TheTimelineIsValidJsonInTheOrderOfTime) {
   const ScratchDir dir;
   const std::string path = dir.path() + "/trace.json";
-  const nlohmann::json report = profile({"decode", "--shape", "stories260k", "--prompt-tokens", "4", "--tokens", "3", "--trace", path});
+  const nlohmann::json report =
+      profile({"decode", "--shape", "stories260k", "--prompt-tokens", "4", "--tokens", "3", "--trace", path});
   const nlohmann::json trace = nlohmann::json::parse(get_file(path));
   EXPECT_EQ(trace["otherData"]["dropped_events"], 0);
   double last = 0;
@@ -160,15 +168,24 @@ TEST(Profile, UsageErrorsListWhatIsValid) {
 }
 
 TEST(Profile, TheMachineCodeOfAKernelOrAHint) {
-  const RunResult missing = tools_test::run_command({"/usr/bin/env", "PATH=/nonexistent", std::string(THIMBLE_BINARY_DIR) + "/bin/thimble",
-                                                     "profile", "--kernel", "softmax", "--isa", "ref", "--asm"});
+  const RunResult missing =
+      tools_test::run_command({"/usr/bin/env", "PATH=/nonexistent", std::string(THIMBLE_BINARY_DIR) + "/bin/thimble",
+                               "profile", "--kernel", "softmax", "--isa", "ref", "--asm"});
   expect_failure(missing, 5, {"objdump", "binutils"});
   const RunResult r = thimble({"profile", "--kernel", "softmax", "--isa", "ref", "--asm", "--json"});
   if (r.status == 5) GTEST_SKIP() << "no objdump here";
   const nlohmann::json report = expect_json(r, "thimble.profile/1");
   EXPECT_EQ(report["origin"], "ref");
-  EXPECT_NE(report["functions"][0]["symbol"].get<std::string>().find("softmax"), std::string::npos) << report["functions"][0]["symbol"];
+  EXPECT_NE(report["functions"][0]["symbol"].get<std::string>().find("softmax"), std::string::npos)
+      << report["functions"][0]["symbol"];
   EXPECT_NE(report["functions"][0]["asm"].get<std::string>().find("ret"), std::string::npos);
+}
+
+TEST(Profile, IsCompletedWithItsKindsAndShapes) {
+  const RunResult r = thimble({"completion", "bash"});
+  ASSERT_EQ(r.status, 0);
+  for (const char* word : {"profile) words=", "prefill decode train", "tinyllama-1.1b", "--prompt-tokens"})
+    EXPECT_NE(r.out.find(word), std::string::npos) << word;
 }
 
 TEST(Counters, ARecordedReadingIsToldInWords) {
@@ -178,8 +195,9 @@ TEST(Counters, ARecordedReadingIsToldInWords) {
   RecordedCounters source(reading);
   source.start();
   const CounterReading got = source.stop();
-  EXPECT_EQ(hardware_text(got), "cycles 2e+09, instructions 5e+09 (2.50 per cycle), llc_misses 1e+06 (0.2 per 1000 instructions), "
-                                "branch_misses 2e+06 (0.4 per 1000 instructions)");
+  EXPECT_EQ(hardware_text(got),
+            "cycles 2e+09, instructions 5e+09 (2.50 per cycle), llc_misses 1e+06 (0.2 per 1000 instructions), "
+            "branch_misses 2e+06 (0.4 per 1000 instructions)");
   EXPECT_EQ(software_text(got, 1.0), "task clock 1.500 s (1.50 CPUs busy), page faults 12, context switches 3");
   reading.hardware.clear();
   reading.missing = "this machine offers none";

@@ -89,8 +89,10 @@ void ProcessCounters::start() {
   for (size_t c = 0; c < kHardwareCount; ++c)
     for (const pid_t thread : threads_of_process()) {
       const int fd = open_counter(kHardware[c].config, thread);
-      if (fd >= 0) open_.push_back({c, fd});
-      else if (errno != ESRCH && missing_.empty()) missing_ = why_not(errno);
+      if (fd >= 0)
+        open_.push_back({c, fd});
+      else if (errno != ESRCH && missing_.empty())
+        missing_ = why_not(errno);
     }
   software_before_ = software_now();
   for (const Open& o : open_) ::ioctl(o.fd, PERF_EVENT_IOC_ENABLE, 0);
@@ -124,7 +126,8 @@ std::string hardware_text(const CounterReading& r) {
   std::string text;
   for (const Counter& c : r.hardware) {
     text += fmt::format("{}{} {:.4g}", text.empty() ? "" : ", ", c.name, c.value);
-    if (&c == instructions && cycles && cycles->value > 0) text += fmt::format(" ({:.2f} per cycle)", c.value / cycles->value);
+    if (&c == instructions && cycles && cycles->value > 0)
+      text += fmt::format(" ({:.2f} per cycle)", c.value / cycles->value);
     if (c.name.find("misses") != std::string::npos && instructions && instructions->value > 0)
       text += fmt::format(" ({:.3g} per 1000 instructions)", 1000 * c.value / instructions->value);
   }
@@ -135,9 +138,13 @@ std::string software_text(const CounterReading& r, double seconds) {
   std::string text;
   for (const Counter& c : r.software) {
     const bool clock = c.name == "task_clock_s";
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", clock ? "task clock" : c.name == "page_faults" ? "page faults" : "context switches",
-                        clock ? fmt::format("{:.3f} s ({:.2f} CPUs busy)", c.value, seconds > 0 ? c.value / seconds : 0.0)
-                              : fmt::format("{:.0f}", c.value));
+    text +=
+        fmt::format("{}{} {}", text.empty() ? "" : ", ",
+                    clock                     ? "task clock"
+                    : c.name == "page_faults" ? "page faults"
+                                              : "context switches",
+                    clock ? fmt::format("{:.3f} s ({:.2f} CPUs busy)", c.value, seconds > 0 ? c.value / seconds : 0.0)
+                          : fmt::format("{:.0f}", c.value));
   }
   return text;
 }

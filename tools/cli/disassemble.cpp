@@ -53,7 +53,9 @@ std::string demangled(const char* name) {
 std::vector<CodeRange> read_functions() {
   const MappedFile file(own_path());
   const std::byte* base = file.data();
-  const auto inside = [&](uint64_t offset, uint64_t bytes) { return offset <= file.size() && bytes <= file.size() - offset; };
+  const auto inside = [&](uint64_t offset, uint64_t bytes) {
+    return offset <= file.size() && bytes <= file.size() - offset;
+  };
   std::vector<CodeRange> functions;
   if (!inside(0, sizeof(Elf64_Ehdr)) || std::memcmp(base, ELFMAG, SELFMAG) != 0) return functions;
   Elf64_Ehdr header;
@@ -74,7 +76,8 @@ std::vector<CodeRange> read_functions() {
       functions.push_back({std::string(name, length), symbol.st_value, symbol.st_size});
     }
   }
-  std::sort(functions.begin(), functions.end(), [](const CodeRange& a, const CodeRange& b) { return a.address < b.address; });
+  std::sort(functions.begin(), functions.end(),
+            [](const CodeRange& a, const CodeRange& b) { return a.address < b.address; });
   return functions;
 }
 
@@ -119,10 +122,12 @@ std::string run_objdump(const std::vector<std::string>& arguments) {
   while (failed == 0 && ::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
   if (failed != 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 127))
-    throw Error(ErrorCode::unsupported, fmt::format("cannot run objdump: {}", std::strerror(failed != 0 ? failed : ENOENT)),
+    throw Error(ErrorCode::unsupported,
+                fmt::format("cannot run objdump: {}", std::strerror(failed != 0 ? failed : ENOENT)),
                 "install binutils: apt-get install binutils");
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-    throw Error(ErrorCode::input, "objdump cannot read " + arguments.back(), "is the program's file still the one that runs?");
+    throw Error(ErrorCode::input, "objdump cannot read " + arguments.back(),
+                "is the program's file still the one that runs?");
   return text;
 }
 
@@ -131,7 +136,8 @@ std::string run_objdump(const std::vector<std::string>& arguments) {
 CodeRange find_code(const void* function) {
   const CodeRange found = function_at(reinterpret_cast<uint64_t>(function) - load_offset());
   if (found.bytes == 0)
-    throw Error(ErrorCode::unsupported, "this program has no symbol for that kernel", "it was stripped; build it with --preset release");
+    throw Error(ErrorCode::unsupported, "this program has no symbol for that kernel",
+                "it was stripped; build it with --preset release");
   return found;
 }
 
@@ -157,7 +163,8 @@ std::vector<CodeRange> called_code(const std::string& disassembly, const CodeRan
     if (operand == std::string::npos || instruction[operand] == '*') continue;
     const CodeRange callee = function_at(std::strtoull(instruction.c_str() + operand, nullptr, 16));
     if (callee.bytes == 0 || callee.address == from.address) continue;
-    if (std::none_of(found.begin(), found.end(), [&](const CodeRange& c) { return c.address == callee.address; })) found.push_back(callee);
+    if (std::none_of(found.begin(), found.end(), [&](const CodeRange& c) { return c.address == callee.address; }))
+      found.push_back(callee);
   }
   return found;
 }

@@ -36,7 +36,8 @@ std::vector<ProfileRow> profile_rows(const Trace& trace, const Roofline& peaks) 
   other.seconds = std::max(0.0, outside);
   other.share = other.seconds / total;
   rows.push_back(other);
-  std::stable_sort(rows.begin(), rows.end(), [](const ProfileRow& a, const ProfileRow& b) { return a.seconds > b.seconds; });
+  std::stable_sort(rows.begin(), rows.end(),
+                   [](const ProfileRow& a, const ProfileRow& b) { return a.seconds > b.seconds; });
   return rows;
 }
 
@@ -52,9 +53,10 @@ std::pair<double, double> total_work(const Trace& trace) {
 nlohmann::ordered_json profile_json(const std::vector<ProfileRow>& rows) {
   auto list = nlohmann::ordered_json::array();
   for (const ProfileRow& r : rows) {
-    nlohmann::ordered_json row = {{"name", r.name},   {"calls", r.calls}, {"seconds", r.seconds},
+    nlohmann::ordered_json row = {{"name", r.name},   {"calls", r.calls},   {"seconds", r.seconds},
                                   {"share", r.share}, {"gflops", r.gflops}, {"gbs", r.gbs}};
-    row["roof_fraction"] = r.roof_fraction < 0 ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(r.roof_fraction);
+    row["roof_fraction"] =
+        r.roof_fraction < 0 ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(r.roof_fraction);
     list.push_back(row);
   }
   return list;
@@ -64,13 +66,14 @@ std::string profile_text(const std::vector<ProfileRow>& rows) {
   constexpr int kBar = 24;
   size_t width = 4;
   for (const ProfileRow& r : rows) width = std::max(width, r.name.size());
-  std::string text = fmt::format("  {:<{}} {:>7}  {:<{}} {:>8} {:>10} {:>9} {:>7} {:>8}\n", "zone", width, "share", "", kBar,
-                                 "calls", "ms", "GFLOP/s", "GB/s", "of roof");
+  std::string text = fmt::format("  {:<{}} {:>7}  {:<{}} {:>8} {:>10} {:>9} {:>7} {:>8}\n", "zone", width, "share", "",
+                                 kBar, "calls", "ms", "GFLOP/s", "GB/s", "of roof");
   for (const ProfileRow& r : rows) {
     const auto filled = static_cast<size_t>(std::lround(std::clamp(r.share, 0.0, 1.0) * kBar));
     text += fmt::format("  {:<{}} {:>5.1f} %  {:<{}} {:>8} {:>10.3f} {:>9} {:>7} {:>8}\n", r.name, width, 100 * r.share,
-                        std::string(filled, '#'), kBar, r.name == "other" ? "" : std::to_string(r.calls), 1e3 * r.seconds,
-                        r.roof_fraction < 0 ? "" : fmt::format("{:.1f}", r.gflops), r.roof_fraction < 0 ? "" : fmt::format("{:.1f}", r.gbs),
+                        std::string(filled, '#'), kBar, r.name == "other" ? "" : std::to_string(r.calls),
+                        1e3 * r.seconds, r.roof_fraction < 0 ? "" : fmt::format("{:.1f}", r.gflops),
+                        r.roof_fraction < 0 ? "" : fmt::format("{:.1f}", r.gbs),
                         r.roof_fraction < 0 ? "" : fmt::format("{:.0f} %", 100 * r.roof_fraction));
   }
   return text;
@@ -90,15 +93,18 @@ int64_t write_trace_file(const std::string& path, const std::vector<std::pair<st
     dropped += track.second->dropped();
     if (!events.back().empty()) origin = std::min(origin, events.back().front().start_ns);
   }
-  put(fmt::format("{{\"displayTimeUnit\":\"ns\",\"otherData\":{{\"program\":\"thimble profile\",\"dropped_events\":{}}},\"traceEvents\":[\n"
+  put(
+      fmt::format("{{\"displayTimeUnit\":\"ns\",\"otherData\":{{\"program\":\"thimble "
+                  "profile\",\"dropped_events\":{}}},\"traceEvents\":[\n"
                   "{{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"tid\":0,\"args\":{{\"name\":\"thimble\"}}}}",
                   dropped));
   for (size_t t = 0; t < tracks.size(); ++t) {
     put(fmt::format(",\n{{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":{},\"args\":{{\"name\":{}}}}}", t + 1,
                     nlohmann::json(tracks[t].first).dump()));
     for (const Trace::Event& e : events[t]) {
-      put(fmt::format(",\n{{\"name\":\"{}\",\"ph\":\"X\",\"pid\":1,\"tid\":{},\"ts\":{:.3f},\"dur\":{:.3f}", tracks[t].second->event_name(e),
-                      t + 1, double(e.start_ns - origin) / 1e3, double(e.duration_ns) / 1e3));
+      put(fmt::format(",\n{{\"name\":\"{}\",\"ph\":\"X\",\"pid\":1,\"tid\":{},\"ts\":{:.3f},\"dur\":{:.3f}",
+                      tracks[t].second->event_name(e), t + 1, double(e.start_ns - origin) / 1e3,
+                      double(e.duration_ns) / 1e3));
       if (e.flops + e.bytes > 0) put(fmt::format(",\"args\":{{\"flops\":{:.6g},\"bytes\":{:.6g}}}", e.flops, e.bytes));
       put("}");
     }
