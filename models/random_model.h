@@ -1,5 +1,5 @@
-// A model of any shape with random weights, without a file: random weights cost what trained ones cost. Tiles are filled
-// where they lie, so no more memory is used than the model keeps.
+// A model of any shape with random weights, without a file: random weights cost what trained ones cost. Tiles are
+// filled where they lie, so no more memory is used than the model keeps.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,8 @@ struct StoredFormat {
   WeightFormat format = WeightFormat::f32;
   int64_t group = 0;  // of tiles: columns per scale; 0: one per row
 };
-// "f32", "f16", "bf16"; "q8_g128", "q4_g32", "q4_row", ... ("q8" and "q4" mean groups of 128). Throws usage, with the list.
+// "f32", "f16", "bf16"; "q8_g128", "q4_g32", "q4_row", ... ("q8" and "q4" mean groups of 128). Throws usage, with the
+// list.
 StoredFormat parse_stored_format(const std::string& text);
 std::string stored_format_name(const StoredFormat& format);
 

@@ -18,7 +18,8 @@ struct ModelShape {
 const std::vector<ModelShape>& model_shapes();
 bool is_model_shape(const std::string& name);
 
-// The flags of a shape and the family that reads them. Throws usage for an unknown name, with the nearest one and the list.
+// The flags of a shape and the family that reads them. Throws usage for an unknown name, with the nearest one and the
+// list.
 struct ShapeConfig {
   ModelConfig config;
   const Family* family = nullptr;

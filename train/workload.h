@@ -29,8 +29,8 @@ class Workload {
   // Throws usage when the model has no room for the tokens, and what the transformer, adapter and trainer throw.
   Workload(Model& model, Context& ctx, const WorkOptions& options);
 
-  // What precedes a run and is not part of it: an empty cache; for decode the cached prompt alone whenever the steps behind
-  // it are used up. Costs something the first time only.
+  // What precedes a run and is not part of it: an empty cache; for decode the cached prompt alone whenever the steps
+  // behind it are used up. Costs something the first time only.
   void prepare();
   // Prefill of the prompt, one decoded token, or one optimizer step.
   void run();

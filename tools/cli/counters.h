@@ -1,5 +1,5 @@
-// Counters around a piece of work: what the CPU counts, where the machine lets one ask, and what the kernel counts always.
-// An interface, so that what is made of the readings is tested on recorded ones.
+// Counters around a piece of work: what the CPU counts, where the machine lets one ask, and what the kernel counts
+// always. An interface, so that what is made of the readings is tested on recorded ones.
 #pragma once
 
 #include <string>
@@ -27,9 +27,9 @@ class CounterSource {
   virtual CounterReading stop() = 0;
 };
 
-// Of all threads that this process has at start(), and the ones that they start: perf_event_open for the CPU's counters, in
-// user mode (scaled up when the CPU had to take turns), getrusage for the others. Never throws: what cannot be opened is
-// said in `missing`.
+// Of all threads that this process has at start(), and the ones that they start: perf_event_open for the CPU's
+// counters, in user mode (scaled up when the CPU had to take turns), getrusage for the others. Never throws: what
+// cannot be opened is said in `missing`.
 class ProcessCounters : public CounterSource {
  public:
   ProcessCounters() = default;

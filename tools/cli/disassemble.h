@@ -8,8 +8,8 @@
 namespace thimble::cli {
 
 struct CodeRange {
-  std::string symbol;                // demangled
-  uint64_t address = 0, bytes = 0;   // in the file's own addresses
+  std::string symbol;               // demangled
+  uint64_t address = 0, bytes = 0;  // in the file's own addresses
 };
 
 // The symbol that holds this address. Throws unsupported when the program was stripped.

@@ -13,12 +13,13 @@
 namespace thimble::cli {
 
 struct ProfileRow {
-  std::string name;          // "other": outside all zones
+  std::string name;  // "other": outside all zones
   int64_t calls = 0;
-  double seconds = 0;        // without the zones inside
-  double share = 0;          // of the whole; the shares add up to 1
+  double seconds = 0;  // without the zones inside
+  double share = 0;    // of the whole; the shares add up to 1
   double gflops = 0, gbs = 0;
-  double roof_fraction = -1; // max(flops / peak of its arithmetic, bytes / read bandwidth) / seconds; < 0: no work is counted
+  double roof_fraction =
+      -1;  // max(flops / peak of its arithmetic, bytes / read bandwidth) / seconds; < 0: no work is counted
 };
 
 // Most expensive first. Above a roof_fraction of 1 its data were in a cache.
