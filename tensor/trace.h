@@ -37,6 +37,7 @@ std::string zone_row_name(const ZoneKey& key);
 struct ZoneRow {
   ZoneKey key;
   int64_t calls = 0, nanoseconds = 0;  // without the zones inside
+  int64_t ticks = 0;                   // the same, in ticks of the clock that zones read
   double flops = 0, bytes = 0;         // bytes: traffic that cannot be avoided, every operand once
 };
 
@@ -46,7 +47,7 @@ class ZoneScope;
 class Trace {
  public:
   struct Event {
-    int64_t start_ns, duration_ns;  // of the steady clock; with the zones inside
+    int64_t start_ns, duration_ns;  // of the steady clock, with the zones inside
     float flops, bytes;
     uint8_t row;
   };
@@ -75,15 +76,15 @@ class Trace {
   friend class ZoneOwner;
   friend void trace_work(double flops, double bytes);
   int product_row(ZoneKey key);
-
   static constexpr int kMaxRows = 128;
   ZoneRow rows_[kMaxRows];
   int row_count_ = kZoneCount;
   ZoneScope* open_ = nullptr;
   Zone owner_ = Zone::count;  // of products outside of zones; count: linear
-  int64_t started_ = 0, nanoseconds_ = 0, seen_ = 0;
+  double tick_ns() const { return ticks_ > 0 ? double(nanoseconds_) / double(ticks_) : 1; }
+  int64_t started_ns_ = 0, started_ticks_ = 0, nanoseconds_ = 0, ticks_ = 0, seen_ = 0;
   size_t max_events_;
-  std::vector<Event> events_;
+  std::vector<Event> events_;  // in ticks
 };
 
 // The trace that runs on this thread; null: none.
@@ -112,7 +113,7 @@ class ZoneScope {
   void close();
   Trace* trace_ = nullptr;
   ZoneScope* parent_;
-  int64_t start_, inside_;  // nanoseconds of the zones inside
+  int64_t start_, inside_;  // ticks; of the zones inside
   double flops_, bytes_;
   int row_;
 };
