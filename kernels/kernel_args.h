@@ -331,6 +331,70 @@ struct AdamwArgs {
 };
 using AdamwFn = void (*)(const AdamwArgs&) noexcept;
 
+// AdamW with moments of 8 bits in blocks of kAdamwBlock (the last one may be shorter), the formula of AdamwArgs with
+// m and v read from their codes and written back after the step; the step itself uses the moments before they are coded.
+//   m = sign (c / 127)² m_scale, c in [-127, 127]: rounded to nearest in the root, m_scale = largest |m| of the block.
+//   v = v_scale (the largest v of the block) times a float of 5 exponent and 3 mantissa bits: code c in 1..255 stands for
+//       the bits (c + kAdamwCodeBase) << 20, 255 for 1. Code 0 is an exact zero alone: what is smaller than code 1
+//       (1.25 * 2^-32) becomes code 1, so that no step is divided by eps only. The bits below a code round up with the
+//       probability that they stand for: a change by 1 - b2 per step would otherwise be lost. Their random number is a
+//       hash of seed + i, the same on every tier.
+// A block whose largest v lies below 2^-126 has v_scale 0 and codes 0, one whose largest |m| lies there likewise.
+constexpr int64_t kAdamwBlock = 256;
+constexpr uint32_t kAdamwCodeBase = (0x3F800000u >> 20) - 255;
+struct AdamwQ8Args {
+  int64_t n;
+  float* p;
+  const float* g;
+  int8_t* m;       // [n]
+  uint8_t* v;      // [n]
+  float* m_scale;  // [ceil(n / kAdamwBlock)]
+  float* v_scale;
+  uint32_t seed;   // element i of the call draws from seed + i
+  float grad_scale, lr, beta1, beta2, eps, weight_decay, step_size, v_correction;
+};
+using AdamwQ8Fn = void (*)(const AdamwQ8Args&) noexcept;
+
+// ---- scans: a few queries against many stored vectors; out(j, i) at out[j * ldo + i] for query j < nq, vector i < n. A
+// vector's score depends on itself and its query alone. Rows of x may have any stride; queries are contiguous.
+
+// scan_f32: out = sum over c of q[j, c] x[i, c], in the tier's own order.
+struct ScanF32Args {
+  int64_t n, dim, nq;
+  const float* x;
+  int64_t ldx;
+  const float* q;  // [nq][dim]
+  float* out;
+  int64_t ldo;
+};
+using ScanF32Fn = void (*)(const ScanF32Args&) noexcept;
+
+// scan_i8: out = float(sum over c of q x) * (q_scale[j] * x_scale[i]); the integer sum is exact (dim <= 130000), so all
+// tiers give the same bits. Codes lie in [-127, 127] (quantize_i8 with one group per row).
+struct ScanI8Args {
+  int64_t n, dim, nq;
+  const int8_t* x;
+  int64_t ldx;
+  const float* x_scale;  // [n]
+  const int8_t* q;       // [nq][dim]
+  const float* q_scale;  // [nq]
+  float* out;
+  int64_t ldo;
+};
+using ScanI8Fn = void (*)(const ScanI8Args&) noexcept;
+
+// scan_binary: bit c % 64 of word c / 64 is set where component c is below zero; bits beyond dim are equal (0) in both.
+// out = dim - 2 * (number of bits that differ), the inner product of the vectors of signs. Exact (dim <= 2^23).
+struct ScanBinaryArgs {
+  int64_t n, dim, nq;
+  const uint64_t* x;
+  int64_t words;      // per vector, ceil(dim / 64)
+  const uint64_t* q;  // [nq][words]
+  float* out;
+  int64_t ldo;
+};
+using ScanBinaryFn = void (*)(const ScanBinaryArgs&) noexcept;
+
 // ---- attention -------------------------------------------------------------------------------------------------
 
 // Block sizes are part of the result's definition (they order the sums), so all tiers share them.

@@ -20,6 +20,8 @@ void init(KernelTable& t) {
   init_softmax(t);
   init_rope(t);
   init_adamw(t);
+  init_adamw_q8(t);
+  init_scan(t);
   init_attention(t);
   init_attention_cache(t);
   init_attention_bwd(t);

@@ -22,6 +22,8 @@ void init_norm(KernelTable& t);
 void init_softmax(KernelTable& t);
 void init_rope(KernelTable& t);
 void init_adamw(KernelTable& t);
+void init_adamw_q8(KernelTable& t);
+void init_scan(KernelTable& t);
 void init_attention(KernelTable& t);
 void init_attention_cache(KernelTable& t);
 void init_attention_bwd(KernelTable& t);

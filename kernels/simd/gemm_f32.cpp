@@ -71,6 +71,9 @@ template <int V>
 void stripe(const GemmTileArgs& t, const float* b, float* c, int64_t last) {
   const float* a = t.a;
   int64_t m = t.m;
+  if constexpr (V == 1) {  // a step of six rows would wait for its own sums
+    for (; m >= 2 * kRows; m -= 2 * kRows, a += 2 * kRows * t.a_row, c += 2 * kRows * t.ldc) tile<2 * kRows, 1>(t, a, b, c, last);
+  }
   for (; m >= kRows; m -= kRows, a += kRows * t.a_row, c += kRows * t.ldc) tile<kRows, V>(t, a, b, c, last);
   switch (m) {
     case 5: return tile<5, V>(t, a, b, c, last);

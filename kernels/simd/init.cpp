@@ -11,6 +11,7 @@ void init(KernelTable& t) {
   init_probe_bf16(t);
 #elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   init_gemm_i8(t);
+  init_scan_i8(t);
   init_probe_i8(t);
 #else
   init_panel(t);
@@ -28,6 +29,9 @@ void init(KernelTable& t) {
   init_softmax(t);
   init_rope(t);
   init_adamw(t);
+  init_adamw_q8(t);
+  init_scan(t);
+  init_scan_i8(t);
   init_attention(t);
   init_attention_cache(t);
   init_attention_bwd(t);

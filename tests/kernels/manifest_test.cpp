@@ -11,6 +11,7 @@
 #include "tests/kernels/problems_gemm.h"
 #include "tests/kernels/problems_probe.h"
 #include "tests/kernels/problems_rows.h"
+#include "tests/kernels/problems_scan.h"
 
 namespace thimble::testing {
 namespace {
