@@ -144,6 +144,7 @@ int run_benches(int argc, char** argv) {
   register_attention(run);
   register_model(run);
   register_trace(run);
+  register_scan(run);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "models/io/json.h"
 #include "models/io/safetensors.h"
@@ -50,6 +52,59 @@ std::string checked_file(const std::string& dir, const JsonObject& root, const s
   return path;
 }
 
+// A set as the tensors of its file; the views end with the set.
+std::vector<NamedTensor> tensors_of(const VectorSet& set) {
+  std::vector<NamedTensor> tensors;
+  const int64_t n = set.count, width = set.width;
+  if (!set.values.empty()) tensors.push_back({"vectors", SafetensorsDtype::f32, {n, width}, set.values.data()});
+  if (set.precision == VectorPrecision::int8) {
+    tensors.push_back({"codes", SafetensorsDtype::i8, {n, width}, set.codes.data()});
+    tensors.push_back({"scales", SafetensorsDtype::f32, {n}, set.scales.data()});
+  }
+  if (set.precision == VectorPrecision::binary) {
+    tensors.push_back({"bits", SafetensorsDtype::u64, {n, set.words()}, set.bits.data()});
+    tensors.push_back({"center", SafetensorsDtype::f32, {width}, set.center.data()});
+  }
+  return tensors;
+}
+
+// One tensor of the vectors' file, of the stated type and shape; floats must be finite.
+template <class T>
+void read_tensor(const SafetensorsFile& file, const char* name, SafetensorsDtype dtype, const std::vector<int64_t>& shape, std::vector<T>* out) {
+  const TensorView view = file.find(name) ? file.view(name) : TensorView{};
+  std::string wanted;
+  for (const int64_t n : shape) wanted += (wanted.empty() ? "" : ", ") + std::to_string(n);
+  if (!view || view.info->shape != shape || view.info->dtype != dtype)
+    throw Error(ErrorCode::input, fmt::format("{}: expected a tensor \"{}\" {} [{}]", file.path(), name, safetensors_dtype_name(dtype), wanted), kRebuild);
+  out->resize(static_cast<size_t>(view.info->elements()));
+  if (!out->empty()) std::memcpy(out->data(), view.data, out->size() * sizeof(T));
+  if constexpr (std::is_same_v<T, float>) {
+    if (!std::all_of(out->begin(), out->end(), [](float x) { return std::isfinite(x); }))
+      throw Error(ErrorCode::input, fmt::format("{}: tensor \"{}\" has entries that are not finite", file.path(), name), kRebuild);
+  }
+}
+
+VectorSet read_vectors(const SafetensorsFile& file, VectorPrecision precision, int64_t n, int64_t width) {
+  VectorSet set;
+  set.precision = precision;
+  set.count = n;
+  set.width = width;
+  if (precision == VectorPrecision::f32 || file.find("vectors")) read_tensor(file, "vectors", SafetensorsDtype::f32, {n, width}, &set.values);
+  if (precision == VectorPrecision::int8) {
+    read_tensor(file, "codes", SafetensorsDtype::i8, {n, width}, &set.codes);
+    read_tensor(file, "scales", SafetensorsDtype::f32, {n}, &set.scales);
+  }
+  if (precision == VectorPrecision::binary) {
+    read_tensor(file, "bits", SafetensorsDtype::u64, {n, set.words()}, &set.bits);
+    read_tensor(file, "center", SafetensorsDtype::f32, {width}, &set.center);
+    const uint64_t beyond = width % 64 ? ~uint64_t{0} << (width % 64) : 0;
+    for (size_t i = static_cast<size_t>(set.words()) - 1; i < set.bits.size(); i += static_cast<size_t>(set.words()))
+      if (set.bits[i] & beyond)
+        throw Error(ErrorCode::input, fmt::format("{}: tensor \"bits\" has bits beyond the {} of a vector", file.path(), width), kRebuild);
+  }
+  return set;
+}
+
 }  // namespace
 
 void write_index(const std::string& dir, const StoredIndex& index) {
@@ -67,20 +122,21 @@ void write_index(const std::string& dir, const StoredIndex& index) {
                                  {"documents", {{"file", documents}, {"sha256", digest}}}};
   std::string vectors;
   if (!index.vectors.empty()) {
-    THIMBLE_CHECK(index.vectors.size() == index.documents.size());
-    const size_t width = index.vectors[0].size();
-    std::vector<float> flat;
-    for (const std::vector<float>& v : index.vectors) {
-      THIMBLE_CHECK(v.size() == width);
-      flat.insert(flat.end(), v.begin(), v.end());
-    }
+    THIMBLE_CHECK(static_cast<size_t>(index.vectors.count) == index.documents.size());
+    const std::vector<NamedTensor> tensors = tensors_of(index.vectors);
     Sha256 content;
-    content.update(flat.data(), flat.size() * sizeof(float));
+    for (const NamedTensor& t : tensors) {
+      int64_t elements = 1;
+      for (const int64_t n : t.shape) elements *= n;
+      content.update(t.data, static_cast<size_t>(elements * safetensors_dtype_bits(t.dtype) / 8));
+    }
     vectors = "vectors-" + content.hex().substr(0, 16) + ".safetensors";
     const std::string path = join_path(dir, vectors);
-    write_safetensors(path, {{"vectors", SafetensorsDtype::f32, {static_cast<int64_t>(index.vectors.size()), static_cast<int64_t>(width)}, flat.data()}});
+    write_safetensors(path, tensors);
     root["model"] = index.model;
     root["model_sha256"] = index.model_sha256;
+    root["precision"] = vector_precision_name(index.vectors.precision);
+    root["width"] = index.vectors.width;
     root["vectors"] = {{"file", vectors}, {"sha256", sha256_file(path)}};
   }
   write_file(join_path(dir, "index.json"), root.dump(2) + "\n");
@@ -97,7 +153,8 @@ StoredIndex read_index(const std::string& dir) {
   const nlohmann::json json = parse_json_file(path, size_t{1} << 20);
   const JsonObject root(json, path);
   const std::string schema = root.require_string("schema");
-  if (schema != fmt::format("{}/{}", kSchema, kIndexVersion))
+  const bool first_version = schema == fmt::format("{}/1", kSchema);
+  if (!first_version && schema != fmt::format("{}/{}", kSchema, kIndexVersion))
     throw Error(ErrorCode::input, fmt::format("{}: field \"schema\": expected {}/{}, found {}", path, kSchema, kIndexVersion, quote_for_message(schema)),
                 std::string("it is of another version: ") + kRebuild);
   StoredIndex index;
@@ -126,26 +183,28 @@ StoredIndex read_index(const std::string& dir) {
   index.model_sha256 = root.require_string("model_sha256");
   const std::string vectors = checked_file(dir, root, "vectors");
   const SafetensorsFile file(vectors);
-  const TensorView view = file.find("vectors") ? file.view("vectors") : TensorView{};
-  if (!view || view.info->shape.size() != 2 || view.info->shape[0] != n || view.info->shape[1] < 1)
-    throw Error(ErrorCode::input, fmt::format("{}: expected a tensor \"vectors\" [{}, width]", vectors, n), kRebuild);
-  std::vector<float> flat(static_cast<size_t>(view.info->elements()));
-  view.read_f32(flat.data());
-  if (!std::all_of(flat.begin(), flat.end(), [](float x) { return std::isfinite(x); }))
-    throw Error(ErrorCode::input, vectors + ": tensor \"vectors\" has entries that are not finite", kRebuild);
-  const size_t width = static_cast<size_t>(view.info->shape[1]);
-  for (size_t i = 0; i < index.documents.size(); ++i)
-    index.vectors.emplace_back(flat.begin() + static_cast<std::ptrdiff_t>(i * width), flat.begin() + static_cast<std::ptrdiff_t>((i + 1) * width));
+  VectorPrecision precision = VectorPrecision::f32;
+  int64_t width = 0;
+  if (first_version) {
+    const TensorInfo* info = file.find("vectors");
+    width = info && info->shape.size() == 2 ? std::max<int64_t>(1, info->shape[1]) : 1;
+  } else {
+    if (!vector_precision_from_name(root.require_string("precision"), &precision)) root.fail("precision", "f32, int8 or binary");
+    width = root.require_int("width", 1, 130000);
+  }
+  index.vectors = read_vectors(file, precision, n, width);
   return index;
 }
 
-std::unique_ptr<Retriever> open_retriever(const StoredIndex& index, EmbedTexts embed) {
+std::unique_ptr<Retriever> open_retriever(const StoredIndex& index, EmbedTexts embed, const KernelTable* kernels, int threads) {
   RetrieverOptions options;
   options.name = index.retriever;
   options.seed = index.seed;
   options.cosine = index.cosine;
   options.embed = std::move(embed);
-  options.vectors = index.vectors;
+  options.vectors = &index.vectors;
+  options.kernels = kernels;
+  options.threads = threads;
   std::vector<Document> documents;
   for (const StoredDocument& d : index.documents) documents.push_back({d.text, d.date});
   return make_retriever(options, documents);

@@ -77,51 +77,49 @@ class DenseRetriever : public Retriever {
  public:
   DenseRetriever(const RetrieverOptions& options, const std::vector<Document>& documents)
       : Retriever(static_cast<int64_t>(documents.size())), embed_(options.embed), cosine_(options.cosine) {
-    if (!options.vectors.empty()) {
-      THIMBLE_CHECK(options.vectors.size() == documents.size());
-      vectors_ = scaled(options.vectors);
-      return;
+    const KernelTable kernels = options.kernels ? *options.kernels : build_kernel_table(best_tier());
+    VectorSet set;
+    if (options.vectors && !options.vectors->empty()) {
+      set = *options.vectors;
+      if (cosine_ && set.precision == VectorPrecision::f32) normalize(set);
+    } else if (!documents.empty()) {
+      std::vector<std::string> texts;
+      for (const Document& d : documents) texts.push_back(d.text);
+      set = embed(texts);
+      compress(set, kernels, options.precision, options.keep_f32);
     }
-    std::vector<std::string> texts;
-    for (const Document& d : documents) texts.push_back(d.text);
-    if (!texts.empty()) vectors_ = embed(texts);
+    THIMBLE_CHECK(set.count == size());
+    index_ = VectorIndex(std::move(set), kernels, options.threads);
   }
 
   std::vector<double> scores(std::string_view query) const override {
-    std::vector<double> score;
-    if (vectors_.empty()) return score;
-    const std::vector<float> q = embed({std::string(query)})[0];
-    for (const std::vector<float>& v : vectors_) {
-      if (v.size() != q.size())
-        throw Error(ErrorCode::input, "dense retrieval: the query's vector has another length than the documents'",
-                    "index and query with the same model");
-      double sum = 0;
-      for (size_t i = 0; i < v.size(); ++i) sum += double{v[i]} * double{q[i]};
-      score.push_back(sum);
-    }
-    return score;
+    if (size() == 0) return {};
+    return index_.scores(vector_of(query).values.data());
+  }
+
+ protected:
+  std::vector<Hit> best(std::string_view query, int64_t k, int64_t n) const override {
+    return std::move(index_.search(vector_of(query).values.data(), 1, k, n, true)[0]);
   }
 
  private:
-  std::vector<std::vector<float>> embed(const std::vector<std::string>& texts) const {
-    std::vector<std::vector<float>> vectors = embed_(texts);
+  VectorSet embed(const std::vector<std::string>& texts) const {
+    const std::vector<std::vector<float>> vectors = embed_(texts);
     THIMBLE_CHECK(vectors.size() == texts.size());
-    return scaled(std::move(vectors));
+    VectorSet set = make_vector_set(vectors);
+    if (cosine_) normalize(set);
+    return set;
   }
-  // Of length 1 for cosines.
-  std::vector<std::vector<float>> scaled(std::vector<std::vector<float>> vectors) const {
-    if (!cosine_) return vectors;
-    for (std::vector<float>& v : vectors) {
-      double square = 0;
-      for (const float x : v) square += double{x} * double{x};
-      const double scale = square > 0 ? 1 / std::sqrt(square) : 0;
-      for (float& x : v) x = static_cast<float>(x * scale);
-    }
-    return vectors;
+  VectorSet vector_of(std::string_view query) const {
+    VectorSet q = embed({std::string(query)});
+    if (q.width != index_.set().width)
+      throw Error(ErrorCode::input, "dense retrieval: the query's vector has another length than the documents'",
+                  "index and query with the same model");
+    return q;
   }
   EmbedTexts embed_;
   bool cosine_;
-  std::vector<std::vector<float>> vectors_;
+  VectorIndex index_;
 };
 
 class RecencyRetriever : public Retriever {
@@ -160,7 +158,10 @@ class RandomRetriever : public Retriever {
 
 std::vector<Hit> Retriever::search(std::string_view query, int64_t k, int64_t limit) const {
   const int64_t n = limit < 0 ? size_ : std::min(limit, size_);
-  if (n <= 0 || k <= 0) return {};
+  return n <= 0 || k <= 0 ? std::vector<Hit>() : best(query, k, n);
+}
+
+std::vector<Hit> Retriever::best(std::string_view query, int64_t k, int64_t n) const {
   const std::vector<double> score = scores(query);
   std::vector<Hit> hits;
   for (int64_t i = 0; i < n; ++i) hits.push_back({i, score[static_cast<size_t>(i)]});

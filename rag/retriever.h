@@ -1,8 +1,8 @@
 // Which of a person's documents stand beside a question? One index per person, built once and asked often; also with a
 // limit, so that an example of training sees only what is older than itself.
 //
-// Every retriever scores all documents (histories have tens to thousands of them) and returns the best k. The order is
-// a pure function of documents, options and query: equal scores are broken by position.
+// Every retriever compares the query with all documents and returns the best k. The order is a pure function of documents,
+// options and query: equal scores are broken by position. `dense` is the one for many documents (see vector_index.h).
 //
 // `bm25` is Okapi's term weighting changed in three points, for histories of short texts that share their phrasing:
 // - words are lower-cased runs of letters and digits (bytes above 127 count as letters), so "Boat," meets "boat";
@@ -21,16 +21,13 @@
 #include <string_view>
 #include <vector>
 
+#include "rag/vector_index.h"
+
 namespace thimble {
 
 struct Document {
   std::string text;
   std::string date;  // sorts as text ("yyyy-mm-dd"); only recency looks at it
-};
-
-struct Hit {
-  int64_t index;  // of the document
-  double score;
 };
 
 // One vector per text, all of one length.
@@ -41,7 +38,12 @@ struct RetrieverOptions {
   uint64_t seed = 0;          // random
   bool cosine = false;        // dense: vectors are divided by their length; else the raw inner product
   EmbedTexts embed;           // dense
-  std::vector<std::vector<float>> vectors;  // dense: of the documents, where they are known; else embed makes them
+  const VectorSet* vectors = nullptr;  // dense: of the documents, where they are known (copied); else embed makes them.
+                                       // cosine: int8 and binary ones were made from vectors of length 1
+  VectorPrecision precision = VectorPrecision::f32;  // dense: how vectors that embed made are scanned
+  bool keep_f32 = true;       // dense, other precisions: the best candidates are scored again with the floats
+  const KernelTable* kernels = nullptr;  // dense: null: those of the best tier. Every tier gives the same hits
+  int threads = 1;            // dense
 };
 
 class Retriever {
@@ -56,6 +58,8 @@ class Retriever {
 
  protected:
   explicit Retriever(int64_t size, bool newer_first = true) : size_(size), newer_first_(newer_first) {}
+  // The best k of the first n documents, 0 < k, 0 < n <= size(); this one asks scores().
+  virtual std::vector<Hit> best(std::string_view query, int64_t k, int64_t n) const;
 
  private:
   int64_t size_;

@@ -75,11 +75,11 @@ TEST(IndexStore, VectorsAreKeptAndOldOnesRemoved) {
   index.retriever = "dense";
   index.model = "somewhere";
   index.model_sha256 = "abc";
-  index.vectors = {{1, 0}, {0, 2}, {-0.5f, 1e-20f}};
+  index.vectors = make_vector_set({{1, 0}, {0, 2}, {-0.5f, 1e-20f}});
   write_index(dir.path(), index);
   EXPECT_EQ(files_in(dir.path()), 3u);
   const StoredIndex back = read_index(dir.path());
-  EXPECT_EQ(back.vectors, index.vectors);
+  EXPECT_EQ(back.vectors.values, index.vectors.values);
   EXPECT_EQ(back.model_sha256, "abc");
   const EmbedTexts embed = [](const std::vector<std::string>& texts) { return std::vector<std::vector<float>>(texts.size(), {0, 3}); };
   const std::vector<Hit> hits = open_retriever(back, embed)->search("anything", 3);
@@ -88,7 +88,7 @@ TEST(IndexStore, VectorsAreKeptAndOldOnesRemoved) {
   const EmbedTexts wide = [](const std::vector<std::string>& texts) { return std::vector<std::vector<float>>(texts.size(), {0, 3, 1}); };
   EXPECT_THROW(open_retriever(back, wide)->search("anything", 3), Error);
   put(dir / "mine.txt", "kept");
-  index.vectors[0][0] = 2;
+  index.vectors.values[0] = 2;
   write_index(dir.path(), index);
   EXPECT_EQ(files_in(dir.path()), 4u);
   write_index(dir.path(), sample());  // bm25: no vectors
@@ -96,12 +96,56 @@ TEST(IndexStore, VectorsAreKeptAndOldOnesRemoved) {
   EXPECT_TRUE(file_exists(dir / "mine.txt"));
 }
 
+TEST(IndexStore, EveryPrecisionIsKept) {
+  const ScratchDir dir;
+  const KernelTable kernels = build_kernel_table(Tier::ref);
+  for (const VectorPrecision precision : {VectorPrecision::f32, VectorPrecision::int8, VectorPrecision::binary})
+    for (const bool keep : {true, false}) {
+      StoredIndex index = sample();
+      index.retriever = "dense";
+      index.cosine = true;
+      index.model = index.model_sha256 = "m";
+      index.vectors = make_vector_set({{1, 0, -1}, {0, 2, 3}, {-0.5f, 1e-20f, 4}});
+      normalize(index.vectors);
+      compress(index.vectors, kernels, precision, keep);
+      write_index(dir.path(), index);
+      const VectorSet back = read_index(dir.path()).vectors;
+      EXPECT_EQ(back.precision, precision);
+      EXPECT_EQ(back.values, index.vectors.values);
+      EXPECT_EQ(back.values.empty(), precision != VectorPrecision::f32 && !keep);
+      EXPECT_EQ(back.codes, index.vectors.codes);
+      EXPECT_EQ(back.scales, index.vectors.scales);
+      EXPECT_EQ(back.bits, index.vectors.bits);
+      EXPECT_EQ(back.center, index.vectors.center);
+      const EmbedTexts embed = [](const std::vector<std::string>& texts) { return std::vector<std::vector<float>>(texts.size(), {0, 2, 3}); };
+      EXPECT_EQ(open_retriever(read_index(dir.path()), embed)->search("anything", 1)[0].index, 1) << vector_precision_name(precision);
+    }
+}
+
+// What the first version wrote.
+TEST(IndexStore, OldIndexesOpen) {
+  const ScratchDir dir;
+  StoredIndex index = sample();
+  index.retriever = "dense";
+  index.model = index.model_sha256 = "m";
+  index.vectors = make_vector_set({{1, 0}, {0, 2}, {3, 1}});
+  write_index(dir.path(), index);
+  nlohmann::json json = nlohmann::json::parse(read_file(dir / "index.json"));
+  json["schema"] = "thimble.rag_index/1";
+  json.erase("precision");
+  json.erase("width");
+  put(dir / "index.json", json.dump());
+  const StoredIndex back = read_index(dir.path());
+  EXPECT_EQ(back.vectors.values, index.vectors.values);
+  EXPECT_EQ(back.vectors.width, 2);
+}
+
 TEST(IndexStore, DamageIsRefused) {
   const ScratchDir dir;
   expect_refused(dir.path(), "index.json");
   StoredIndex index = sample();
   index.retriever = "dense";
-  index.vectors = {{1, 0}, {0, 2}, {3, 1}};
+  index.vectors = make_vector_set({{1, 0}, {0, 2}, {3, 1}});
   index.model = index.model_sha256 = "m";
   write_index(dir.path(), index);
   const std::string json = read_file(dir / "index.json");
@@ -110,7 +154,7 @@ TEST(IndexStore, DamageIsRefused) {
     change(j);
     put(dir / "index.json", j.dump());
   };
-  with([](nlohmann::json& j) { j["schema"] = "thimble.rag_index/2"; });
+  with([](nlohmann::json& j) { j["schema"] = "thimble.rag_index/3"; });
   expect_refused(dir.path(), "schema");
   with([](nlohmann::json& j) { j["retriever"] = "bm42"; });
   expect_refused(dir.path(), "retriever");
@@ -122,6 +166,12 @@ TEST(IndexStore, DamageIsRefused) {
   expect_refused(dir.path(), "documents.file");
   with([](nlohmann::json& j) { j["documents"]["sha256"] = std::string(64, '0'); });
   expect_refused(dir.path(), "SHA-256");
+  with([](nlohmann::json& j) { j["precision"] = "int4"; });
+  expect_refused(dir.path(), "precision");
+  with([](nlohmann::json& j) { j["precision"] = "int8"; });
+  expect_refused(dir.path(), "codes");
+  with([](nlohmann::json& j) { j["width"] = 3; });
+  expect_refused(dir.path(), "vectors");
   with([](nlohmann::json& j) { j["n_documents"] = 4; });
   expect_refused(dir.path(), "n_documents");
   with([](nlohmann::json& j) { j.erase("vectors"); });
@@ -143,7 +193,7 @@ TEST(IndexStore, DamageIsRefused) {
   StoredIndex bytes = sample();
   bytes.documents[0].text = "\xff";
   EXPECT_THROW(write_index(dir.path(), bytes), Error);
-  EXPECT_EQ(read_index(dir.path()).vectors.size(), 3u);  // the old one is still there
+  EXPECT_EQ(read_index(dir.path()).vectors.count, 3);  // the old one is still there
 }
 
 }  // namespace

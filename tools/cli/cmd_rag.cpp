@@ -105,7 +105,8 @@ std::vector<StoredDocument> read_profile(const std::string& path, const std::str
 
 struct IndexOptions {
   CommonOptions common;
-  std::string input, format = "auto", out, user, model, tokenizer;
+  std::string input, format = "auto", out, user, model, tokenizer, precision = "f32";
+  bool drop_f32 = false;
   StoredIndex index;
 };
 
@@ -120,6 +121,10 @@ int run_index(IndexOptions& o) {
   if ((index.retriever == "dense") == o.model.empty())
     throw Error(ErrorCode::usage, o.model.empty() ? "--model: dense needs a model that turns texts into vectors" : "--model: only dense uses a model",
                 "give --model together with --retriever dense");
+  VectorPrecision precision = VectorPrecision::f32;
+  vector_precision_from_name(o.precision, &precision);
+  if (o.drop_f32 && precision == VectorPrecision::f32)
+    throw Error(ErrorCode::usage, "--drop-f32: an f32 index has nothing else", "give --index-precision int8 or binary with it");
   index.seed = o.common.seed;
   if (!o.model.empty()) o.model = lab::resolve_model(o.model);
   const bool standard_input = o.input == "-";
@@ -140,19 +145,23 @@ int run_index(IndexOptions& o) {
     TextModel model(session, o.model, o.tokenizer);
     Progress progress(o.common, "embedding", static_cast<int64_t>(index.documents.size()), "texts");
     constexpr size_t kPiece = 64;
+    std::vector<std::vector<float>> vectors;
     for (size_t at = 0; at < index.documents.size(); at += kPiece) {
       std::vector<std::string> texts;
       for (size_t i = at; i < std::min(index.documents.size(), at + kPiece); ++i) texts.push_back(index.documents[i].text);
-      for (std::vector<float>& v : model.function()(texts)) index.vectors.push_back(std::move(v));
-      progress.update(static_cast<int64_t>(index.vectors.size()));
+      for (std::vector<float>& v : model.function()(texts)) vectors.push_back(std::move(v));
+      progress.update(static_cast<int64_t>(vectors.size()));
     }
+    index.vectors = make_vector_set(vectors);
+    if (index.cosine && precision != VectorPrecision::f32) normalize(index.vectors);
+    compress(index.vectors, session.kernels(), precision, !o.drop_f32);
     index.model = o.model;
     index.model_sha256 = hash_of_model(o.model);
   }
   write_index(o.out, index);
   if (o.common.json)
     print_json({{"schema", "thimble.rag_index/1"}, {"out", o.out}, {"retriever", index.retriever}, {"format", format}, {"documents", index.documents.size()},
-                {"width", index.vectors.empty() ? 0 : index.vectors[0].size()}});
+                {"width", index.vectors.width}, {"precision", o.precision}, {"scanned_bytes", index.vectors.scanned_bytes()}});
   else
     write_stdout(fmt::format("{}: {} documents, {}\n", o.out, index.documents.size(), index.retriever));
   return 0;
@@ -178,7 +187,7 @@ int run_query(const QueryOptions& o) {
     model = std::make_unique<TextModel>(session, path, o.tokenizer);
     embed = model->function();
   }
-  const std::unique_ptr<Retriever> retriever = open_retriever(index, std::move(embed));
+  const std::unique_ptr<Retriever> retriever = open_retriever(index, std::move(embed), &session.kernels(), session.threads());
   const std::vector<Hit> hits = retriever->search(query, o.k, o.limit);
   Json rows = Json::array();
   std::string text;
@@ -205,7 +214,7 @@ void add_rag(CLI::App& app, Run* run) {
       "Examples:\n"
       "  thimble rag index --input notes.txt --out notes.index\n"
       "  thimble rag index --input dev_questions.json --user 288 --out 288.index --retriever bm25_okapi\n"
-      "  thimble rag index --input rows.jsonl --retriever dense --model DIR --cosine --out rows.index");
+      "  thimble rag index --input rows.jsonl --retriever dense --model DIR --cosine --index-precision int8 --out rows.index");
   auto i = std::make_shared<IndexOptions>();
   index->add_option("--input", i->input, "texts, oldest first: a line each, rows {text, id, date}, or a LaMP questions file; - is standard input")->required();
   index->add_option("--format", i->format, "auto (default), text, jsonl or lamp")->check(CLI::IsMember({"auto", "text", "jsonl", "lamp"}));
@@ -214,6 +223,11 @@ void add_rag(CLI::App& app, Run* run) {
   index->add_option("--user", i->user, "LaMP: whose profile; needed when the file holds several people");
   index->add_option("--model", i->model, "dense: the model whose mean last hidden state stands for a text");
   index->add_option("--tokenizer", i->tokenizer, "dense: tokenizer file or directory; default: beside the model");
+  index->add_option("--index-precision", i->precision,
+                    "dense: how a query reads the vectors: f32 (default), int8 or binary (signs); the best candidates are scored again with "
+                    "the floats")
+      ->check(CLI::IsMember({"f32", "int8", "binary"}));
+  index->add_flag("--drop-f32", i->drop_f32, "dense, int8 or binary: keep no floats; a quarter or a 32nd of the size, without the second scoring");
   index->add_flag("--cosine", i->index.cosine, "dense: compare directions; default: the raw inner product");
   add_common_options(*index, i->common);
   index->callback([i, run] { *run = [i] { return run_index(*i); }; });

@@ -1,0 +1,106 @@
+// Exact retrieval: one query against 100,000 vectors of 384 components in every stored precision, selection of the best
+// ten included, on indexes that together exceed the last-level cache, and a plain read of as many bytes in the same loop.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "bench/bench.h"
+#include "bench/random_weights.h"
+#include "rag/vector_index.h"
+#include "tensor/parallel.h"
+
+namespace thimble::bench {
+namespace {
+
+constexpr int64_t kVectors = 100000, kWidth = 384, kHits = 10;
+
+VectorSet random_vectors(uint64_t seed) {
+  VectorSet set;
+  set.count = kVectors;
+  set.width = kWidth;
+  const Buffer values = random_floats(kVectors * kWidth, seed);
+  set.values.assign(values.f32(), values.f32() + kVectors * kWidth);
+  normalize(set);
+  return set;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values.empty() ? 0.0 : values[values.size() / 2];
+}
+
+// Of the ten best by f32, the share that candidates of this precision and a second scoring with the floats find.
+double recall(const KernelTable& table, VectorPrecision precision, int threads) {
+  VectorSet set = random_vectors(1);
+  const VectorIndex exact(set, table, threads);
+  compress(set, table, precision, true);
+  const VectorIndex index(std::move(set), table, threads);
+  constexpr int64_t kQueries = 20;
+  const Buffer queries = random_floats(kQueries * kWidth, 77);
+  const auto want = exact.search(queries.f32(), kQueries, kHits, kVectors), got = index.search(queries.f32(), kQueries, kHits, kVectors);
+  double found = 0;
+  for (size_t q = 0; q < want.size(); ++q)
+    for (const Hit& a : want[q]) found += static_cast<double>(std::count_if(got[q].begin(), got[q].end(), [&](const Hit& b) { return a.index == b.index; }));
+  return found / double(kHits * kQueries);
+}
+
+void scan(benchmark::State& state, const Run& run, VectorPrecision precision, int threads) {
+  const KernelTable table = build_kernel_table(run.cap);
+  std::vector<std::unique_ptr<VectorIndex>> indexes;
+  double stored = 0;
+  while (stored < 2.0 * double(run.cache_bytes) || indexes.size() < 2) {
+    VectorSet set = random_vectors(indexes.size() + 1);
+    compress(set, table, precision, false);
+    stored += double(set.scanned_bytes());
+    indexes.push_back(std::make_unique<VectorIndex>(std::move(set), table, threads));
+  }
+  const double bytes = double(indexes[0]->set().scanned_bytes());
+  const int64_t share = static_cast<int64_t>(bytes) / 4 / threads;
+  const Buffer plain = random_floats(static_cast<int64_t>(stored / 4), 5), query = random_floats(kWidth, 6);
+  std::vector<double> times, reads;
+  size_t next = 0;
+  for (auto _ : state) {
+    double start = now();
+    benchmark::DoNotOptimize(indexes[next]->search(query.f32(), 1, kHits, kVectors));
+    times.push_back(now() - start);
+    const float* from = plain.f32() + static_cast<int64_t>(next) * share * threads;
+    start = now();
+    parallel_for(threads, threads, [&](int64_t t, int) {
+      float sum;
+      table.probe_read({share, from + t * share, &sum});
+      benchmark::DoNotOptimize(sum);
+    });
+    reads.push_back(now() - start);
+    state.SetIterationTime(times.back());
+    next = (next + 1) % indexes.size();
+  }
+  const size_t copies = indexes.size();
+  indexes.clear();
+  const double seconds = median(times), read = median(reads);
+  state.counters["bytes"] = bytes;
+  state.counters["GB/s"] = bytes / seconds / 1e9;
+  state.counters["read_GB/s"] = double(share * threads) * 4 / read / 1e9;
+  state.counters["roof_fraction"] = read / seconds;
+  state.counters["roof_best"] = *std::min_element(reads.begin(), reads.end()) / *std::min_element(times.begin(), times.end());
+  state.counters["recall"] = recall(table, precision, threads);
+  state.SetLabel("cold, " + std::to_string(copies) + " copies, roof: a plain read in the same run");
+}
+
+}  // namespace
+
+void register_scan(const Run& run) {
+  std::vector<int> thread_counts = {1};
+  if (run.threads > 1) thread_counts.push_back(run.threads);
+  for (const VectorPrecision precision : {VectorPrecision::f32, VectorPrecision::int8, VectorPrecision::binary})
+    for (const int threads : thread_counts) {
+      const std::string name = std::string("driver_scan_") + vector_precision_name(precision) + "/100000x384/threads=" + std::to_string(threads);
+      benchmark::RegisterBenchmark(name.c_str(), [run, precision, threads](benchmark::State& s) { scan(s, run, precision, threads); })
+          ->UseManualTime()
+          ->Iterations(60)  // data of hundreds of megabytes are made once
+          ->Unit(benchmark::kMicrosecond);
+    }
+}
+
+}  // namespace thimble::bench
