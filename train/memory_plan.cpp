@@ -69,7 +69,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
                        const TrainShape& shape, Recompute recompute) {
   MemoryPlan plan;
   const int64_t page = page_bytes();
-  int64_t parameters = 0;
+  int64_t parameters = 0, moments = 0;
   // Buffers below 4 MB are not advised to use huge pages (see Buffer).
   const auto buffer = [&](int64_t n) { return round_up(n, n >= (int64_t{4} << 20) ? page : 4096); };
   plan.weights = buffer(model.stored_bytes());
@@ -90,6 +90,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
   }
   for (const Weight* w : trained) {
     parameters += w->numel();
+    moments += moment_bytes(shape.moments, w->numel());
     before.push_back(*w);
   }
   const Unbacked grads(size_t(parameters) * sizeof(float) + 4096);
@@ -102,7 +103,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
   const int64_t bytes = parameters * int64_t{sizeof(float)};
   if (!shape.full && adapter) plan.adapters = round_up(bytes, int64_t{1} << 20);
   plan.grads = shape.full ? buffer(bytes) : round_up(bytes, int64_t{1} << 20);
-  plan.optimizer = buffer(bytes * shape.moments) + buffer(bytes * shape.snapshots);
+  plan.optimizer = buffer(moments) + buffer(bytes * shape.snapshots);
 
   {
     MemoryBudget unlimited;

@@ -8,6 +8,7 @@
 #include "models/adapter.h"
 #include "models/transformer.h"
 #include "tensor/context.h"
+#include "train/optimizer.h"
 
 namespace thimble {
 
@@ -21,7 +22,7 @@ struct TrainShape {
   int64_t length = 1;     // rows of the longest, virtual tokens included
   int64_t rows = 0;       // rows of the heaviest micro-batch; 0: sequences * length
   bool full = false;      // all weights train; otherwise the adapter does
-  int moments = 2;        // floats per parameter that the optimizer keeps
+  Moments moments = Moments::f32;  // what the optimizer keeps
   int snapshots = 0;      // copies of the parameters kept for early stopping
 };
 

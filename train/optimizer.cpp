@@ -27,9 +27,26 @@ std::vector<Parameter> adapter_parameters(Adapter& adapter) {
   return list;
 }
 
-Adamw::Adamw(std::vector<Parameter> parameters, MemoryBudget* budget, bool moments) : parameters_(std::move(parameters)) {
-  for (const Parameter& p : parameters_) total_ += p.weight->numel();
-  if (moments) moments_ = Buffer(size_t(total_) * 2 * sizeof(float), budget, "optimizer moments");
+namespace {
+
+int64_t blocks_of(int64_t n) { return (n + kAdamwBlock - 1) / kAdamwBlock; }
+
+}  // namespace
+
+int64_t moment_bytes(Moments moments, int64_t n) {
+  if (moments == Moments::none) return 0;
+  return moments == Moments::f32 ? 2 * n * int64_t{sizeof(float)} : 2 * n + 2 * blocks_of(n) * int64_t{sizeof(float)};
+}
+
+Adamw::Adamw(std::vector<Parameter> parameters, MemoryBudget* budget, Moments moments)
+    : parameters_(std::move(parameters)), kind_(moments) {
+  int64_t bytes = 0;
+  for (const Parameter& p : parameters_) {
+    total_ += p.weight->numel();
+    blocks_ += blocks_of(p.weight->numel());
+    bytes += moment_bytes(moments, p.weight->numel());
+  }
+  if (bytes > 0) moments_ = Buffer(size_t(bytes), budget, "optimizer moments");
 }
 
 double Adamw::gradient_norm(Context& ctx) const {
@@ -68,8 +85,9 @@ void finish_gradient(Weight& w) {
 
 void Adamw::step(Context& ctx, const AdamwOptions& o, double lr, double norm) {
   THIMBLE_ZONE(optimizer);
-  THIMBLE_CHECK(has_moments());
-  count_elements(total_, 12, 28);
+  THIMBLE_CHECK(kind_ != Moments::none);
+  static_assert(kElementChunk % kAdamwBlock == 0);
+  count_elements(total_, 12, kind_ == Moments::q8 ? 16 : 28);
   ++steps_;
   AdamwArgs args{};
   args.grad_scale = clip_factor(o, norm);
@@ -79,22 +97,26 @@ void Adamw::step(Context& ctx, const AdamwOptions& o, double lr, double norm) {
   args.eps = static_cast<float>(o.eps);
   args.step_size = static_cast<float>(lr / (1 - std::pow(o.beta1, double(steps_))));
   args.v_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(o.beta2, double(steps_))));
-  int64_t offset = 0;
+  // Rounding draws from a hash of step and parameter: the same for any threads, and after a resume.
+  const auto seed = static_cast<uint32_t>(uint64_t(steps_) * 0x9E3779B97F4A7C15u >> 32);
+  int64_t offset = 0, block = 0;
   for (const Parameter& parameter : parameters_) {
     Weight& w = *parameter.weight;
     finish_gradient(w);
-    const bool decay = o.decay_vectors || !parameter.vector;
+    const float decay = o.decay_vectors || !parameter.vector ? static_cast<float>(o.weight_decay) : 0;
     for_elements(ctx, w.numel(), [&](int64_t i, int64_t n) {
-      AdamwArgs a = args;
-      a.weight_decay = decay ? static_cast<float>(o.weight_decay) : 0;
-      a.n = n;
-      a.p = values_of(w) + i;
-      a.g = w.grad + i;
-      a.m = m() + offset + i;
-      a.v = v() + offset + i;
-      ctx.kernels.adamw(a);
+      float* p = values_of(w) + i;
+      const float* g = w.grad + i;
+      const int64_t at = offset + i, b = block + i / kAdamwBlock;
+      if (kind_ == Moments::q8)
+        ctx.kernels.adamw_q8({n, p, g, m_codes() + at, v_codes() + at, m_scale() + b, v_scale() + b, seed + static_cast<uint32_t>(at),
+                              args.grad_scale, args.lr, args.beta1, args.beta2, args.eps, decay, args.step_size, args.v_correction});
+      else
+        ctx.kernels.adamw({n, p, g, m() + at, v() + at, args.grad_scale, args.lr, args.beta1, args.beta2, args.eps, decay,
+                           args.step_size, args.v_correction});
     });
     offset += w.numel();
+    block += blocks_of(w.numel());
   }
 }
 

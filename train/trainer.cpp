@@ -49,7 +49,7 @@ Trainer::Trainer(Context& ctx, Transformer& transformer, Adapter* adapter, const
       data_(data),
       eval_(eval),
       options_(options),
-      optimizer_(adapter ? adapter_parameters(*adapter) : model_parameters(transformer.model()), ctx.budget, !options.sgd) {
+      optimizer_(adapter ? adapter_parameters(*adapter) : model_parameters(transformer.model()), ctx.budget, options.moments) {
   const int64_t group = options_.batch * options_.accum;
   if (options_.steps > 0)
     total_ = options_.steps;
@@ -115,7 +115,7 @@ StepReport Trainer::step() {
   const double elapsed = elapsed_before_ + now() - started_;
   const double progress = options_.steps == 0 && options_.epochs == 0 ? elapsed / options_.seconds : -1;
   report.lr = options_.lr * options_.schedule.factor(step, progress);
-  if (options_.sgd)
+  if (options_.moments == Moments::none)
     optimizer_.step_sgd(ctx_, options_.adamw, report.lr, report.grad_norm);
   else
     optimizer_.step(ctx_, options_.adamw, report.lr, report.grad_norm);
@@ -243,25 +243,41 @@ void Trainer::log(const StepReport& r) {
   ::close(fd);
 }
 
-void Trainer::save_checkpoint() {
-  if (options_.out.empty()) return;
-  // Everything that step n + 1 depends on. The data cursor and the random numbers are functions of (seed, n).
-  struct Piece {
-    std::string name;
-    const void* data;
-    int64_t n;
-  };
-  std::vector<Piece> pieces;
-  for (const Parameter& p : optimizer_.parameters()) pieces.push_back({"p." + p.name, p.weight->data, p.weight->numel()});
-  if (optimizer_.has_moments()) {
+// A tensor of the checkpoint and where it lives.
+struct Trainer::StatePiece {
+  std::string name;
+  void* data;
+  int64_t n;
+  SafetensorsDtype dtype = SafetensorsDtype::f32;
+  size_t bytes() const { return size_t(n) * size_t(safetensors_dtype_bits(dtype)) / 8; }
+};
+
+// Everything that step n + 1 depends on. The data cursor and the random numbers are functions of (seed, n).
+std::vector<Trainer::StatePiece> Trainer::state_pieces() const {
+  std::vector<StatePiece> pieces;
+  for (const Parameter& p : optimizer_.parameters())
+    pieces.push_back({"p." + p.name, const_cast<void*>(p.weight->data), p.weight->numel()});
+  if (optimizer_.moments() == Moments::f32) {
     pieces.push_back({"m", optimizer_.m(), optimizer_.count()});
     pieces.push_back({"v", optimizer_.v(), optimizer_.count()});
   }
-  if (best_.data()) pieces.push_back({"best", best_.data(), optimizer_.count()});
+  if (optimizer_.moments() == Moments::q8) {
+    pieces.push_back({"m", optimizer_.m_codes(), optimizer_.count(), SafetensorsDtype::i8});
+    pieces.push_back({"v", optimizer_.v_codes(), optimizer_.count(), SafetensorsDtype::u8});
+    pieces.push_back({"m_scale", optimizer_.m_scale(), optimizer_.blocks()});
+    pieces.push_back({"v_scale", optimizer_.v_scale(), optimizer_.blocks()});
+  }
+  if (best_.data()) pieces.push_back({"best", best_.f32(), optimizer_.count()});
+  return pieces;
+}
+
+void Trainer::save_checkpoint() {
+  if (options_.out.empty()) return;
+  const std::vector<StatePiece> pieces = state_pieces();
   Sha256 sum;
-  for (const Piece& p : pieces) {
+  for (const StatePiece& p : pieces) {
     sum.update(p.name);
-    sum.update(p.data, size_t(p.n) * sizeof(float));
+    sum.update(p.data, p.bytes());
   }
   SafetensorsWriter writer(checkpoint_path(options_.out));
   writer.set_metadata("format", "thimble.train_state/1");
@@ -276,8 +292,8 @@ void Trainer::save_checkpoint() {
   writer.set_metadata("first_loss", exact(first_loss_));
   writer.set_metadata("eval_before", exact(eval_before_));
   writer.set_metadata("seconds", exact(elapsed_before_ + now() - started_));
-  for (const Piece& p : pieces) writer.declare(p.name, SafetensorsDtype::f32, {p.n});
-  for (const Piece& p : pieces) writer.write(p.name, p.data, size_t(p.n) * sizeof(float));
+  for (const StatePiece& p : pieces) writer.declare(p.name, p.dtype, {p.n});
+  for (const StatePiece& p : pieces) writer.write(p.name, p.data, p.bytes());
   writer.finish();
 }
 
@@ -296,20 +312,14 @@ bool Trainer::resume() {
     throw Error(ErrorCode::input, path + ": field \"fingerprint\": the checkpoint belongs to a run with another model, data or options",
                 "resume with the command that started the run, or choose another --out");
   Sha256 sum;
-  const auto read = [&](const std::string& name, void* data, int64_t n) {
-    const TensorInfo* info = file.find(name);
-    if (!info || info->elements() != n || info->dtype != SafetensorsDtype::f32)
-      throw Error(ErrorCode::input, path + ": tensor " + name + " is missing or has the wrong size", "delete the state folder to start again");
-    file.read_f32(*info, static_cast<float*>(data));
-    sum.update(name);
-    sum.update(data, size_t(n) * sizeof(float));
-  };
-  for (const Parameter& p : optimizer_.parameters()) read("p." + p.name, const_cast<void*>(p.weight->data), p.weight->numel());
-  if (optimizer_.has_moments()) {
-    read("m", optimizer_.m(), optimizer_.count());
-    read("v", optimizer_.v(), optimizer_.count());
+  for (const StatePiece& p : state_pieces()) {
+    const TensorInfo* info = file.find(p.name);
+    if (!info || info->elements() != p.n || info->dtype != p.dtype)
+      throw Error(ErrorCode::input, path + ": tensor " + p.name + " is missing or has the wrong size", "delete the state folder to start again");
+    std::memcpy(p.data, file.data(p.name), p.bytes());
+    sum.update(p.name);
+    sum.update(p.data, p.bytes());
   }
-  if (best_.data()) read("best", best_.data(), optimizer_.count());
   if (sum.hex() != field("sha256")) throw Error(ErrorCode::input, path + ": field \"sha256\": the checkpoint is damaged", "delete the state folder to start again");
   try {
     optimizer_.set_steps(std::stoll(field("step")));

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "models/adapter.h"
 #include "models/transformer.h"
@@ -23,7 +24,7 @@ struct TrainOptions {
   double lr = 1e-3;
   Schedule schedule;       // total is filled in by the trainer
   AdamwOptions adamw;
-  bool sgd = false;
+  Moments moments = Moments::f32;  // none: plain SGD
   uint64_t seed = 0;
   int64_t eval_every = 0, save_every = 0, log_every = 1;
   int64_t patience = 0;    // stop after this many evaluations without improvement, keep the best; 0: never
@@ -79,6 +80,8 @@ class Trainer {
   int64_t total_steps() const { return total_; }
 
  private:
+  struct StatePiece;
+  std::vector<StatePiece> state_pieces() const;
   void log(const StepReport& report);
   void snapshot_best();
   void restore_best();

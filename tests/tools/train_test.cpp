@@ -229,6 +229,8 @@ TEST_F(TrainTest, DryRunPredictsAndWritesNothing) {
   EXPECT_GE(int64_t(full["memory"]["optimizer"]), 8 * int64_t(full["trainable"]));
   const json sgd = plan({"--method", "full", "--batch", "4", "--optimizer", "sgd"});
   EXPECT_EQ(sgd["memory"]["optimizer"], 0);
+  const json eight = plan({"--method", "full", "--batch", "4", "--optimizer", "adamw8bit"});
+  EXPECT_LE(eight["memory"]["optimizer"].get<double>(), 0.3 * full["memory"]["optimizer"].get<double>());
   const RunResult words =
       thimble({"tune", "--model", model_, "--data", data_, "--method", "lora", "--dry-run", "--out", dir_ / "none"});
   EXPECT_EQ(words.status, 0);

@@ -99,7 +99,7 @@ Plan choose_plan(Session& session, const TrainFlags& flags, const TrainJob& job,
   plan.shape.length = longest - 1 + virtuals;
   plan.shape.rows = heaviest_rows(flags, job, virtuals);
   plan.shape.full = job.adapter == nullptr;
-  plan.shape.moments = flags.loop.sgd ? 0 : 2;
+  plan.shape.moments = flags.loop.moments;
   plan.shape.snapshots = flags.loop.patience > 0 ? 1 : 0;
   std::vector<Recompute> policies;
   const bool any = flags.recompute == "auto";
@@ -220,7 +220,8 @@ void add_train_options(CLI::App& c, TrainFlags& f, const std::string& default_lr
   c.add_option("--warmup", f.loop.schedule.warmup, "steps over which the rate rises from 0")->check(count0);
   c.add_option("--min-lr-ratio", f.loop.schedule.min_ratio, "where the schedule ends, as a share of --lr; default 0")
       ->check(CLI::Range(0.0, 1.0));
-  c.add_option("--optimizer", f.optimizer, "adamw (default) or sgd")->check(CLI::IsMember({"adamw", "sgd"}));
+  c.add_option("--optimizer", f.optimizer, "adamw (default), adamw8bit (moments of 8 bits: a quarter of their memory) or sgd")
+      ->check(CLI::IsMember({"adamw", "adamw8bit", "sgd"}));
   c.add_option("--beta1", f.loop.adamw.beta1, "of AdamW; default 0.9")->check(CLI::Range(0.0, 0.9999999));
   c.add_option("--beta2", f.loop.adamw.beta2, "of AdamW; default 0.999")->check(CLI::Range(0.0, 0.9999999));
   c.add_option("--eps", f.loop.adamw.eps, "of AdamW; default 1e-8")->check(CLI::PositiveNumber);
@@ -251,7 +252,7 @@ void prepare_train_flags(TrainFlags& f, const CommonOptions& common, double defa
   TrainOptions& o = f.loop;
   if (o.lr < 0) o.lr = default_lr;
   o.schedule.kind = schedule_from_name(f.schedule);
-  o.sgd = f.optimizer == "sgd";
+  o.moments = f.optimizer == "sgd" ? Moments::none : f.optimizer == "adamw8bit" ? Moments::q8 : Moments::f32;
   o.adamw.decay_vectors = !f.no_decay_norms;
   o.adamw.lr = o.lr;
   o.seed = common.seed;
@@ -279,7 +280,7 @@ void check_full_training(Session& session, const TrainFlags& flags, double param
   least.base = resident_bytes();
   if (!flags.dry_run) {
     least.grads = bytes;
-    least.optimizer = flags.loop.sgd ? 0 : 2 * bytes;
+    least.optimizer = moment_bytes(flags.loop.moments, static_cast<int64_t>(std::min(parameters, 1e16)));
   }
   // A plan is allowed to exceed --ram, but its weights must fit into the machine.
   if (least.total() > (flags.dry_run ? describe_machine().memory_bytes : limit)) over_limit(session, least);
