@@ -1,8 +1,10 @@
 // The sampler's distribution, its cuts at their edges, and that a seed is a sequence.
 #include "models/sampler.h"
 
+#include <algorithm>
 #include <map>
 
+#include "tensor/rng.h"
 #include "tests/models/support.h"
 
 namespace thimble::models_test {
@@ -105,6 +107,57 @@ TEST(Sampler, EqualLogitsKeepTheLowestIds) {
   const std::map<int32_t, int> counts = draw(options(1, 2), logits, 400);
   EXPECT_EQ(counts.size(), 2u);
   EXPECT_EQ(counts.count(0) + counts.count(1), 2u);
+}
+
+// The definition, with a sort of everything.
+int32_t next_by_sorting(const SamplerOptions& o, Philox& rng, const std::vector<float>& logits) {
+  const size_t n = logits.size();
+  const float largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<float> p(n);
+  for (size_t i = 0; i < n; ++i) p[i] = static_cast<float>(std::max(-1e4, (double(logits[i]) - double(largest)) / o.temperature));
+  kernels().softmax({1, static_cast<int64_t>(n), p.data(), p.data(), 1.0f});
+  std::vector<int32_t> order(n);
+  for (size_t i = 0; i < n; ++i) order[i] = static_cast<int32_t>(i);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return p[size_t(a)] != p[size_t(b)] ? p[size_t(a)] > p[size_t(b)] : a < b; });
+  size_t kept = o.top_k > 0 ? std::min(n, static_cast<size_t>(o.top_k)) : n;
+  const auto sum_of = [&](size_t count) {
+    double sum = 0;
+    for (size_t i = 0; i < count; ++i) sum += double(p[size_t(order[i])]);
+    return sum;
+  };
+  if (o.top_p < 1) {
+    const double wanted = o.top_p * sum_of(kept);
+    size_t i = 0;
+    double sum = 0;
+    while (i < kept && sum < wanted) sum += double(p[size_t(order[i++])]);
+    kept = std::max<size_t>(1, i);
+  }
+  while (kept > 1 && double(p[size_t(order[kept - 1])]) < o.min_p * double(p[size_t(order[0])])) --kept;
+  double left = rng.uniform() * sum_of(kept);
+  for (size_t i = 0; i < kept; ++i) {
+    left -= double(p[size_t(order[i])]);
+    if (left < 0) return order[i];
+  }
+  return order[kept - 1];
+}
+
+TEST(Sampler, DrawsAreThoseOfAFullSort) {
+  Philox noise(3, 4);
+  for (const size_t n : {2u, 17u, 1000u, 32000u})
+    for (const double spread : {0.0, 0.5, 4.0, 60.0}) {
+      std::vector<float> logits(n);
+      for (float& l : logits) l = static_cast<float>(spread * (noise.uniform() + noise.uniform() + noise.uniform()));
+      if (n > 20)
+        for (size_t i = 0; i < n; i += 3) logits[i] = logits[1];  // equals, across any cut
+      for (const SamplerOptions& o : {options(1), options(0.7, 40), options(1, 0, 0.9), options(1.3, 0, 0.999), options(1, 0, 1, 0.05), options(1, 50, 0.95, 0.02),
+                                      options(1, 0, 0.5, 0.3), options(1, 1), options(2, 0, 1e-9), options(1, static_cast<int64_t>(n) - 1, 1, 1e-9)}) {
+        Sampler sampler(o, static_cast<int64_t>(n));
+        Philox rng(o.seed, 0x73616d706c65);
+        for (int i = 0; i < (n > 1000 ? 4 : 60); ++i)
+          ASSERT_EQ(sampler.next(kernels(), logits.data()), next_by_sorting(o, rng, logits))
+              << n << " tokens, spread " << spread << ", top_k " << o.top_k << ", top_p " << o.top_p << ", min_p " << o.min_p << ", draw " << i;
+      }
+    }
 }
 
 TEST(Sampler, LargeLogitsAndOneEntry) {
