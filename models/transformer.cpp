@@ -79,32 +79,68 @@ Var Transformer::norm(Context& ctx, Var x, Weight& w, Weight& b) {
 }
 
 Var Transformer::project(Context& ctx, int layer, Role role, Var x, Weight& w, Weight& b) {
+  Projection one{role, &w, &b, {}, {}};
+  project_all(ctx, layer, x, &one, 1);
+  return one.y;
+}
+
+void Transformer::project_all(Context& ctx, int layer, Var x, Projection* projections, int count) {
   const Batch& batch = *batch_;
-  for (int64_t i = 0; i < batch.n_segments; ++i) {
-    const AdapterSegment& s = batch.segments[i];
-    const AdapterModule& m = s.adapter->module(layer, role);
-    if (!m.ia3 || !m.ia3_input) continue;
-    // Scaling is in place, and only the input of the down projection has no other reader.
-    if (role != Role::down_w) x = scale(ctx, x, 1.0f);
-    x = col_scale(ctx, x, s.begin, s.end, m.ia3);
+  for (int p = 0; p < count; ++p) {
+    Projection& one = projections[p];
+    Var& input = one.input = x;
+    for (int64_t i = 0; i < batch.n_segments; ++i) {
+      const AdapterSegment& s = batch.segments[i];
+      const AdapterModule& m = s.adapter->module(layer, one.role);
+      if (!m.ia3 || !m.ia3_input) continue;
+      // Scaling is in place, and only the input of the down projection has no other reader.
+      if (one.role != Role::down_w) input = scale(ctx, input, 1.0f);
+      input = col_scale(ctx, input, s.begin, s.end, m.ia3);
+    }
+    ctx.observe(input_name(one.role), layer, input.t);
+    one.y = linear(ctx, input, one.w, present(*one.b));
   }
-  ctx.observe(input_name(role), layer, x.t);
-  Var y = linear(ctx, x, &w, present(b));
-  for (int64_t i = 0; i < batch.n_segments; ++i) {
-    const AdapterSegment& s = batch.segments[i];
-    const AdapterModule& m = s.adapter->module(layer, role);
-    if (m.lora_a) {
+  for (int64_t i = 0; i < batch.n_segments; ++i) adapt(ctx, layer, batch.segments[i], x, projections, count);
+}
+
+// What is done to a segment depends on its adapter only, so its rows get the same bits in every batch.
+void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x, Projection* projections, int count) {
+  const bool drops = ctx.training && s.adapter->dropout() > 0;
+  Weight* a[kLoraGroup];
+  float scales[kLoraGroup];
+  int64_t col[kLoraGroup];
+  int users = 0, distinct = 0;
+  THIMBLE_CHECK(count <= kLoraGroup);
+  for (int p = 0; p < count; ++p) {
+    const AdapterModule& m = s.adapter->module(layer, projections[p].role);
+    if (!m.lora_a) continue;
+    ++users;
+    int same = 0;  // the parts of a fused module share their A
+    col[p] = 0;
+    while (same < distinct && !(a[same] == m.lora_a && scales[same] == m.scale)) col[p] += a[same++]->rows;
+    if (same < distinct) continue;
+    a[distinct] = m.lora_a;
+    scales[distinct++] = m.scale;
+  }
+  Var h;
+  const bool shared = users > 1 && !drops;  // dropout masks the input of each adapter in its own way
+  if (shared) h = lora_down(ctx, x, s.begin, s.end, a, scales, distinct);
+  for (int p = 0; p < count; ++p) {
+    Projection& one = projections[p];
+    const AdapterModule& m = s.adapter->module(layer, one.role);
+    if (m.lora_a && shared) {
+      one.y = lora_up(ctx, one.y, s.begin, s.end, h, col[p], m.lora_b);
+    } else if (m.lora_a) {
       Dropout dropout;
-      if (ctx.training && s.adapter->dropout() > 0) {
+      if (drops) {
         dropout.p = static_cast<float>(s.adapter->dropout());
         dropout.seed = ctx.seed;
-        dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ uint64_t(role);
+        dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ uint64_t(one.role);
       }
-      y = lora(ctx, y, x, s.begin, s.end, m.lora_a, m.lora_b, m.scale, dropout);
+      one.y = lora(ctx, one.y, one.input, s.begin, s.end, m.lora_a, m.lora_b, m.scale, dropout);
     }
-    if (m.ia3 && !m.ia3_input) y = col_scale(ctx, y, s.begin, s.end, m.ia3);
+    if (m.ia3 && !m.ia3_input) one.y = col_scale(ctx, one.y, s.begin, s.end, m.ia3);
   }
-  return y;
 }
 
 Adapter* Transformer::adapter_of(const Batch& batch, int64_t seq) const {
@@ -177,9 +213,10 @@ void Transformer::place_prefixes(Context& ctx, const Batch& batch) {
 Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
-  Var q = project(ctx, layer, Role::q_w, x, w.q_w, w.q_b);
-  Var k = project(ctx, layer, Role::k_w, x, w.k_w, w.k_b);
-  Var v = project(ctx, layer, Role::v_w, x, w.v_w, w.v_b);
+  Projection inputs[] = {{Role::q_w, &w.q_w, &w.q_b, {}, {}}, {Role::k_w, &w.k_w, &w.k_b, {}, {}}, {Role::v_w, &w.v_w, &w.v_b, {}, {}}};
+  project_all(ctx, layer, x, inputs, 3);
+  Var q = inputs[0].y, k = inputs[1].y;
+  const Var v = inputs[2].y;
   if (c.positions == PositionKind::rope) {
     q = rope(ctx, q, c.n_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
     k = rope(ctx, k, c.n_kv_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
@@ -203,10 +240,11 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
 Var Transformer::mlp_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
-  const Var up = project(ctx, layer, Role::up_w, x, w.up_w, w.up_b);
+  Projection inputs[] = {{Role::up_w, &w.up_w, &w.up_b, {}, {}}, {Role::gate_w, &w.gate_w, &w.gate_b, {}, {}}};
+  project_all(ctx, layer, x, inputs, c.gated_mlp ? 2 : 1);
+  const Var up = inputs[0].y;
   ctx.observe("up", layer, up.t);
-  const Var inner = c.gated_mlp ? gated(ctx, project(ctx, layer, Role::gate_w, x, w.gate_w, w.gate_b), up, c.activation)
-                                : activation(ctx, up, c.activation);
+  const Var inner = c.gated_mlp ? gated(ctx, inputs[1].y, up, c.activation) : activation(ctx, up, c.activation);
   ctx.observe("activation", layer, inner.t);
   const Var down = project(ctx, layer, Role::down_w, inner, w.down_w, w.down_b);
   ctx.observe("mlp_out", layer, down.t);

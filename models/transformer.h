@@ -61,6 +61,15 @@ class Transformer {
   Var norm(Context& ctx, Var x, Weight& w, Weight& b);
   // x Wᵀ + b with what the batch's adapters do to this linear.
   Var project(Context& ctx, int layer, Role role, Var x, Weight& w, Weight& b);
+  // The same for several linears of one input; LoRA adapters of them read it once.
+  struct Projection {
+    Role role;
+    Weight* w;
+    Weight* b;
+    Var y, input;  // input: x, or what IA3 made of it
+  };
+  void project_all(Context& ctx, int layer, Var x, Projection* projections, int count);
+  void adapt(Context& ctx, int layer, const AdapterSegment& s, Var x, Projection* projections, int count);
   Var place_prompts(Context& ctx, const Batch& batch, Var x);
   void place_prefixes(Context& ctx, const Batch& batch);
   bool layer_trains(const Batch& batch, int64_t layer) const;

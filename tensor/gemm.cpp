@@ -188,6 +188,55 @@ void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
   });
 }
 
+// ---- few rows of outputs (the gradients of adapters): packing B would cost more than the product, and rows of B of whole
+// vectors serve as its panel as they lie in memory. Same chains as the packed product.
+
+constexpr int64_t kThinRows = 64;
+constexpr int64_t kThinColumns = 64;  // of B, per chunk
+constexpr int64_t kThinDepth = 128;   // rows of B that stay in the first-level cache for all rows of outputs
+
+bool is_panel(int64_t columns, int64_t ld) { return columns % 16 == 0 && ld % 16 == 0; }
+
+// One chunk: columns [j, j + n) of C[m, :] (+)= A B with B in place.
+void thin_columns(const KernelTable& k, GemmTileArgs t, int64_t depth) {
+  const float *a = t.a, *b = t.b;
+  const bool accumulate = t.accumulate != 0;
+  int64_t at = 0;
+  do {  // once for depth 0, which clears or keeps C
+    t.k = std::min(kThinDepth, depth - at);
+    t.a = a + at * t.a_col;
+    t.b = b + at * t.nr;
+    t.accumulate = accumulate || at > 0;
+    k.gemm_f32(t);
+    at += kThinDepth;
+  } while (at < depth);
+}
+
+// dw[n, k] (+)= dyᵀ x for n <= kThinRows.
+void run_thin_rows(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx, int64_t k,
+                   float* dw, int64_t ldw, bool accumulate) {
+  parallel_for(exec.threads, ceil_div(k, kThinColumns), [&](int64_t c, int) {
+    const int64_t j = c * kThinColumns;
+    thin_columns(*exec.kernels, {n, std::min(kThinColumns, k - j), 0, dy, 1, ldy, x + j, ldx, dw + j, ldw, accumulate}, m);
+  });
+}
+
+// The same for k <= kThinRows, as its transpose [k, n] in scratch.
+void run_thin_columns(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx, int64_t k,
+                      float* dw, int64_t ldw, bool accumulate) {
+  THIMBLE_CHECK(exec.scratch_bytes >= static_cast<size_t>(n * k) * sizeof(float) + kAlign);
+  float* const turned = aligned<float>(exec.scratch);
+  parallel_for(exec.threads, ceil_div(n, kThinColumns), [&](int64_t c, int) {
+    const int64_t j = c * kThinColumns, columns = std::min(kThinColumns, n - j);
+    if (accumulate)
+      for (int64_t i = 0; i < columns; ++i)
+        for (int64_t r = 0; r < k; ++r) turned[r * n + j + i] = dw[(j + i) * ldw + r];
+    thin_columns(*exec.kernels, {k, columns, 0, x, 1, ldx, dy + j, ldy, turned + j, n, accumulate}, m);
+    for (int64_t i = 0; i < columns; ++i)
+      for (int64_t r = 0; r < k; ++r) dw[(j + i) * ldw + r] = turned[r * n + j + i];
+  });
+}
+
 // ---- int8 activations
 
 constexpr int64_t kQuantizeRows = 16;
@@ -259,11 +308,14 @@ void gemm_nn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, Weig
 }
 
 size_t gemm_tn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, int64_t n, int64_t k) {
-  return plan_bytes(make_plan(kernels, n, k, m, true), threads);
+  const size_t turned = k <= kThinRows ? static_cast<size_t>(n * k) * sizeof(float) + kAlign : 0;
+  return std::max(plan_bytes(make_plan(kernels, n, k, m, true), threads), turned);
 }
 
 void gemm_tn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx,
              int64_t k, float* dw, int64_t ldw, bool accumulate) {
+  if (n <= kThinRows && is_panel(k, ldx)) return run_thin_rows(exec, m, dy, ldy, n, x, ldx, k, dw, ldw, accumulate);
+  if (k <= kThinRows && is_panel(n, ldy)) return run_thin_columns(exec, m, dy, ldy, n, x, ldx, k, dw, ldw, accumulate);
   WeightView b{};
   b.data = x;
   b.rows = m;

@@ -52,9 +52,9 @@ Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weig
     apply_dropout(ctx, input, rows, in, dropout, dropped);
     input = dropped;
   }
-  weight_forward(ctx, rows, input, *a, h, false);
+  thin_forward(ctx, rows, input, in, *a, h, rank, false);
   for_elements(ctx, rows * rank, [&](int64_t i, int64_t n) { ctx.kernels.scale({n, scale, h + i, h + i}); });
-  weight_forward(ctx, rows, h, *b, y.t.f32() + begin * out, true);
+  thin_forward(ctx, rows, h, rank, *b, y.t.f32() + begin * out, out, true);
   Var z = y;
   if (recorded) {
     z.id = ctx.tape->add_value(y.t);
@@ -87,10 +87,10 @@ void lora_backward(Context& ctx, const Node& node) {
   const float* dy_rows = dy + begin * b->rows;
   const ArenaScope scope(ctx.scratch);
   const Dropout dropout{node.attr[1], node.rng[0], node.rng[1]};
-  if (wants_grad(b)) weight_dw(ctx, rows, dy_rows, node.saved[1], b);
+  if (wants_grad(b)) thin_dw(ctx, rows, dy_rows, b->rows, node.saved[1], rank, b);
   if (wants_grad(a) || node.in[1] >= 0) {
     float* dh = ctx.scratch.floats(rows * rank, "adapter gradients");
-    weight_dx(ctx, rows, dy_rows, *b, dh, false);
+    thin_dx(ctx, rows, dy_rows, b->rows, *b, dh, rank, false);
     for_elements(ctx, rows * rank, [&](int64_t i, int64_t n) { ctx.kernels.scale({n, node.attr[0], dh + i, dh + i}); });
     if (wants_grad(a)) {
       const float* input = node.saved[0] + begin * in;
@@ -99,22 +99,172 @@ void lora_backward(Context& ctx, const Node& node) {
         apply_dropout(ctx, input, rows, in, dropout, dropped);
         input = dropped;
       }
-      weight_dw(ctx, rows, dh, input, a);
+      thin_dw(ctx, rows, dh, rank, input, in, a);
     }
     bool accumulate = false;
     if (float* dx = grad_rows(ctx, node.in[1], node.rows, in, begin, begin + rows, &accumulate)) {
       if (dropout.p > 0) {
         float* masked = ctx.scratch.floats(rows * in, "dropout");
-        weight_dx(ctx, rows, dh, *a, masked, false);
+        thin_dx(ctx, rows, dh, rank, *a, masked, in, false);
         apply_dropout(ctx, masked, rows, in, dropout, masked);
         if (accumulate)
           add_rows(ctx, rows * in, dx, masked, dx);
         else
           std::memcpy(dx, masked, size_t(rows * in) * sizeof(float));
       } else {
-        weight_dx(ctx, rows, dh, *a, dx, accumulate);
+        thin_dx(ctx, rows, dh, rank, *a, dx, in, accumulate);
       }
     }
+  }
+  grad_share(ctx, node.in[0], dy);
+}
+
+namespace {
+
+// [a[0]; a[1]; ...] in scratch, f32 rows like its parts.
+Weight stacked(Context& ctx, Weight* const* a, int count, int64_t rows) {
+  Weight all;
+  all.rows = rows;
+  all.cols = a[0]->cols;
+  float* out = ctx.scratch.floats(all.numel(), "adapter weights");
+  all.data = out;
+  for (int i = 0; i < count; ++i) {
+    std::memcpy(out, a[i]->data, size_t(a[i]->numel()) * sizeof(float));
+    out += a[i]->numel();
+  }
+  return all;
+}
+
+// The columns of every part times its scale, out of place where asked.
+void scale_parts(Context& ctx, int64_t rows, int64_t width, Weight* const* a, const float* scales, int count, const float* from, float* to) {
+  for_rows(ctx, rows, width, [&](int64_t first, int64_t n, int64_t) {
+    for (int64_t r = first; r < first + n; ++r) {
+      int64_t at = r * width;
+      for (int i = 0; i < count; at += a[i++]->rows) ctx.kernels.scale({a[i]->rows, scales[i], from + at, to + at});
+    }
+  });
+}
+
+}  // namespace
+
+Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a, const float* scales, int count) {
+  THIMBLE_ZONE(linear);
+  THIMBLE_CHECK(count > 0 && count <= kLoraGroup);
+  const int64_t rows = end - begin, in = x.t.cols();
+  int64_t width = 0;
+  bool trains = false;
+  for (int i = 0; i < count; ++i) {
+    THIMBLE_CHECK(a[i]->cols == in);
+    width += a[i]->rows;
+    trains = trains || wants_grad(a[i]);
+  }
+  const bool recorded = ctx.tape && (x.id >= 0 || trains);
+  const Var h = new_value(ctx, rows, width, recorded);
+  const float* input = x.t.f32() + begin * in;
+  constexpr int64_t kFewRows = 4;  // a step of decoding: stacking would cost more than it saves
+  if (rows <= kFewRows) {
+    int64_t col = 0;
+    for (int i = 0; i < count; col += a[i++]->rows) thin_forward(ctx, rows, input, in, *a[i], h.t.f32() + col, width, false);
+  } else {
+    const ArenaScope scope(ctx.scratch);
+    thin_forward(ctx, rows, input, in, stacked(ctx, a, count, width), h.t.f32(), width, false);
+  }
+  scale_parts(ctx, rows, width, a, scales, count, h.t.f32(), h.t.f32());
+  if (recorded) {
+    auto** group = static_cast<Weight**>(ctx.saved.allocate(size_t(count) * sizeof(Weight*), "adapter groups"));
+    float* kept = ctx.saved.floats(count, "adapter groups");
+    std::copy(a, a + count, group);
+    std::copy(scales, scales + count, kept);
+    Node& node = ctx.tape->push(Op::lora_down);
+    node.in[0] = x.id;
+    node.out = h.id;
+    node.group = group;
+    node.rows = x.t.rows();
+    node.dims[0] = begin;
+    node.dims[1] = end;
+    node.dims[2] = count;
+    node.dims[3] = width;
+    node.saved[0] = x.t.f32();
+    node.saved[1] = kept;
+  }
+  return h;
+}
+
+// With dh of the scaled h: du = scale dh per part, dA = duᵀ x and dx = du [A...], each in one pass over x or dx.
+void lora_down_backward(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(linear_bwd);
+  const float* dh = grad_of(ctx, node.out);
+  if (!dh) return;
+  Weight* const* a = node.group;
+  const int count = static_cast<int>(node.dims[2]);
+  const int64_t begin = node.dims[0], rows = node.dims[1] - begin, width = node.dims[3], in = a[0]->cols;
+  const ArenaScope scope(ctx.scratch);
+  float* du = ctx.scratch.floats(rows * width, "adapter gradients");
+  scale_parts(ctx, rows, width, a, node.saved[1], count, dh, du);
+  bool all = true, any = false;
+  for (int i = 0; i < count; ++i) {
+    all = all && wants_grad(a[i]);
+    any = any || wants_grad(a[i]);
+  }
+  const float* input = node.saved[0] + begin * in;
+  if (all && count > 1) {
+    Weight sum;
+    sum.rows = width;
+    sum.cols = in;
+    sum.grad = ctx.scratch.floats(width * in, "adapter gradients");
+    thin_dw(ctx, rows, du, width, input, in, &sum);
+    const float* part = sum.grad;
+    for (int i = 0; i < count; part += a[i++]->numel()) {
+      if (grad_begin(a[i]))
+        add_rows(ctx, a[i]->numel(), a[i]->grad, part, a[i]->grad);
+      else
+        std::memcpy(a[i]->grad, part, size_t(a[i]->numel()) * sizeof(float));
+    }
+  } else if (any) {
+    int64_t col = 0;
+    for (int i = 0; i < count; col += a[i++]->rows)
+      if (wants_grad(a[i])) thin_dw(ctx, rows, du + col, width, input, in, a[i]);
+  }
+  bool accumulate = false;
+  if (float* dx = grad_rows(ctx, node.in[0], node.rows, in, begin, begin + rows, &accumulate))
+    thin_dx(ctx, rows, du, width, stacked(ctx, a, count, width), dx, in, accumulate);
+}
+
+Var lora_up(Context& ctx, Var y, int64_t begin, int64_t end, Var h, int64_t col, Weight* b) {
+  THIMBLE_ZONE(linear);
+  const int64_t rows = end - begin, out = y.t.cols(), width = h.t.cols();
+  THIMBLE_CHECK(h.t.rows() == rows && b->rows == out && col + b->cols <= width);
+  thin_forward(ctx, rows, h.t.f32() + col, width, *b, y.t.f32() + begin * out, out, true);
+  Var z = y;
+  if (ctx.tape && (y.id >= 0 || h.id >= 0 || wants_grad(b))) {
+    z.id = ctx.tape->add_value(y.t);
+    Node& node = ctx.tape->push(Op::lora_up);
+    node.in[0] = y.id;
+    node.in[1] = h.id;
+    node.out = z.id;
+    node.b = b;
+    node.dims[0] = begin;
+    node.dims[1] = end;
+    node.dims[2] = col;
+    node.dims[3] = width;
+    node.saved[0] = h.t.f32();
+  }
+  return z;
+}
+
+// dB = dyᵀ h, dh = dy B, in this adapter's columns of h.
+void lora_up_backward(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(linear_bwd);
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  Weight* b = node.b;
+  const int64_t begin = node.dims[0], rows = node.dims[1] - begin, col = node.dims[2], width = node.dims[3];
+  const float* dy_rows = dy + begin * b->rows;
+  if (wants_grad(b)) thin_dw(ctx, rows, dy_rows, b->rows, node.saved[0] + col, width, b);
+  bool accumulate = false;
+  if (float* dh = grad_target(ctx, node.in[1], &accumulate)) {
+    if (!accumulate) std::memset(dh, 0, size_t(rows * width) * sizeof(float));
+    thin_dx(ctx, rows, dy_rows, b->rows, *b, dh + col, width, true);
   }
   grad_share(ctx, node.in[0], dy);
 }

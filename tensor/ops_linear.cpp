@@ -74,6 +74,27 @@ void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight*
   (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
 }
 
+void thin_forward(Context& ctx, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y, int64_t ldy, bool accumulate) {
+  const ArenaScope scope(ctx.scratch);
+  const size_t bytes = gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  gemm_nt(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
+}
+
+void thin_dx(Context& ctx, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx, int64_t ldx, bool accumulate) {
+  const ArenaScope scope(ctx.scratch);
+  const size_t bytes = gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  gemm_nn(exec, m, dy, ldy, w.format, w.view(), dx, ldx, accumulate);
+}
+
+void thin_dw(Context& ctx, int64_t m, const float* dy, int64_t ldy, const float* x, int64_t ldx, Weight* w) {
+  const ArenaScope scope(ctx.scratch);
+  const size_t bytes = gemm_tn_scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  gemm_tn(exec, m, dy, ldy, w->rows, x, ldx, w->cols, w->grad, w->cols, grad_begin(w));
+}
+
 void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
   const bool accumulate = grad_begin(b);
   const int64_t cols = b->cols;

@@ -46,6 +46,7 @@ struct Node {
   const int32_t* ids = nullptr;      // token ids or positions
   const AttentionSpec* attention = nullptr;
   const BlockCall* block = nullptr;
+  Weight* const* group = nullptr;    // several weights of one op
   float* output = nullptr;  // of an op that backward runs again (Recompute::cheap); null: kept
 };
 

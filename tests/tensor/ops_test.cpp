@@ -331,6 +331,27 @@ std::vector<Case> cases_of(Op op) {
                        }});
       return cases;
     }
+    case Op::lora_down:
+    case Op::lora_up: {
+      // Two linears of one input with adapters on rows 1..4: each with an A of its own, or both with the same.
+      std::vector<Case> cases;
+      for (bool input : {true, false})
+        for (bool second : {true, false})
+          for (bool same : {true, false}) {
+            if (same && second) continue;  // its gradient would be zero
+            cases.push_back({std::string("loras side by side") + (input ? "" : ", frozen input") + (same ? ", one A for both" : second ? "" : ", one frozen A"),
+                             {value(6, 9, 2, input), weight(12, 9, 1), weight(12, 9, 5), weight(3, 9, 3), weight(12, 3, 4), weight(3, 9, 6, second), weight(12, 3, 7)},
+                             [same](Graph& g) {
+                               const Var y = linear(g.ctx, g.x(0), g.w(1), nullptr), z = linear(g.ctx, g.x(0), g.w(2), nullptr);
+                               Weight* a[] = {g.w(3), g.w(5)};
+                               const float scales[] = {0.7f, 1.5f};
+                               const Var h = lora_down(g.ctx, g.x(0), 1, 4, a, scales, 2);
+                               const Var first = lora_up(g.ctx, y, 1, 4, h, 0, g.w(4));
+                               return add(g.ctx, first, lora_up(g.ctx, z, 1, 4, h, same ? 0 : 3, g.w(6)));
+                             }});
+          }
+      return cases;
+    }
     case Op::col_scale:
       return {{"col_scale on rows 1..4", {value(5, 12, 1), weight(1, 12, 2)},
                [](Graph& g) { return col_scale(g.ctx, own(g, g.x(0)), 1, 4, g.w(1)); }},
