@@ -79,8 +79,8 @@ void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, fl
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate);
 // w.grad (+)= dyᵀ x
 void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w);
-// The same products for adapters, whose weights are thin: f32 whatever the context's precision, since reading x and y costs
-// more than the products, and with strides, so that several adapters stand side by side in one h.
+// The same products for adapters, whose weights are thin: up to rank 32 in f32 whatever the context's precision, and with
+// strides, so that several adapters stand side by side in one h.
 void thin_forward(Context& ctx, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y, int64_t ldy, bool accumulate);
 void thin_dx(Context& ctx, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx, int64_t ldx, bool accumulate);
 void thin_dw(Context& ctx, int64_t m, const float* dy, int64_t ldy, const float* x, int64_t ldx, Weight* w);

@@ -1,5 +1,6 @@
 // linear: y = x Wᵀ + b, dx = dy W, dW = dyᵀ x, db = column sums of dy. Nothing is saved but x itself. A weight in act-order
 // holds permuted columns: x is gathered once per call, dx scattered back.
+#include <algorithm>
 #include <cstring>
 
 #include "tensor/gemm.h"
@@ -74,25 +75,41 @@ void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight*
   (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
 }
 
+namespace {
+
+// Below this rank, rounding x to bf16 costs more than bf16 products save.
+bool rounds_thin(const Context& ctx, const Weight& w) {
+  constexpr int64_t kThinRank = 32;
+  return ctx.precision == Precision::bf16 && std::min(w.rows, w.cols) > kThinRank;
+}
+
+}  // namespace
+
 void thin_forward(Context& ctx, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y, int64_t ldy, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
-  const size_t bytes = gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const bool bf16 = rounds_thin(ctx, w);
+  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
+                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  if (bf16) return gemm_nt_bf16(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
   gemm_nt(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
 }
 
 void thin_dx(Context& ctx, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx, int64_t ldx, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
-  const size_t bytes = gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const bool bf16 = rounds_thin(ctx, w);
+  const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
+                            : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  gemm_nn(exec, m, dy, ldy, w.format, w.view(), dx, ldx, accumulate);
+  (bf16 ? gemm_nn_bf16 : gemm_nn)(exec, m, dy, ldy, w.format, w.view(), dx, ldx, accumulate);
 }
 
 void thin_dw(Context& ctx, int64_t m, const float* dy, int64_t ldy, const float* x, int64_t ldx, Weight* w) {
   const ArenaScope scope(ctx.scratch);
-  const size_t bytes = gemm_tn_scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
+  const bool bf16 = rounds_thin(ctx, *w);
+  const size_t bytes = (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(ctx.kernels, ctx.threads, m, w->rows, w->cols);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  gemm_tn(exec, m, dy, ldy, w->rows, x, ldx, w->cols, w->grad, w->cols, grad_begin(w));
+  (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, ldy, w->rows, x, ldx, w->cols, w->grad, w->cols, grad_begin(w));
 }
 
 void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
