@@ -56,7 +56,7 @@ void scan(benchmark::State& state, const Run& run, VectorPrecision precision, in
     stored += double(set.scanned_bytes());
     indexes.push_back(std::make_unique<VectorIndex>(std::move(set), table, threads));
   }
-  const double bytes = double(indexes[0]->set().scanned_bytes());
+  const double bytes = double(indexes[0]->scanned_bytes());
   const int64_t share = static_cast<int64_t>(bytes) / 4 / threads;
   const Buffer plain = random_floats(static_cast<int64_t>(stored / 4), 5), query = random_floats(kWidth, 6);
   std::vector<double> times, reads;

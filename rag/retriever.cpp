@@ -112,7 +112,7 @@ class DenseRetriever : public Retriever {
   }
   VectorSet vector_of(std::string_view query) const {
     VectorSet q = embed({std::string(query)});
-    if (q.width != index_.set().width)
+    if (q.width != index_.width())
       throw Error(ErrorCode::input, "dense retrieval: the query's vector has another length than the documents'",
                   "index and query with the same model");
     return q;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "tensor/error.h"
@@ -160,15 +161,25 @@ struct VectorIndex::Query {
 
 VectorIndex::VectorIndex(VectorSet set, const KernelTable& kernels, int threads) : set_(std::move(set)), kernels_(kernels), threads_(threads) {
   THIMBLE_CHECK(set_.width <= 130000 || set_.precision != VectorPrecision::int8);
+  has_values_ = !set_.values.empty() || set_.width == 0;
+  const auto keep = [this](auto& rows) {
+    scanned_ = Buffer(std::max<size_t>(1, rows.size() * sizeof(rows[0])));
+    if (!rows.empty()) std::memcpy(scanned_.data(), rows.data(), rows.size() * sizeof(rows[0]));
+    rows.clear();
+    rows.shrink_to_fit();
+  };
+  if (set_.precision == VectorPrecision::int8) keep(set_.codes);
+  if (set_.precision == VectorPrecision::binary) keep(set_.bits);
   if (set_.precision != VectorPrecision::f32) return;
+  keep(set_.values);
   for (int64_t i = 0; i < set_.count; ++i) {
-    const float* v = set_.values.data() + i * set_.width;
+    const float* v = values() + i * set_.width;
     longest_ = std::max(longest_, std::sqrt(inner(v, v, set_.width)));
   }
 }
 
 double VectorIndex::exact(const float* query, int64_t i) const {
-  const double score = inner(set_.values.data() + i * set_.width, query, set_.width);
+  const double score = inner(values() + i * set_.width, query, set_.width);
   return std::isnan(score) ? -std::numeric_limits<double>::infinity() : score;
 }
 
@@ -195,11 +206,11 @@ void VectorIndex::scan(const Query& q, int64_t first, int64_t n, float* out, int
   const int64_t width = set_.width;
   switch (set_.precision) {
     case VectorPrecision::f32:
-      return kernels_.scan_f32({n, width, q.n, set_.values.data() + first * width, width, q.values, out, ldo});
+      return kernels_.scan_f32({n, width, q.n, scanned_.f32() + first * width, width, q.values, out, ldo});
     case VectorPrecision::int8:
-      return kernels_.scan_i8({n, width, q.n, set_.codes.data() + first * width, width, set_.scales.data() + first, q.codes.data(), q.scales.data(), out, ldo});
+      return kernels_.scan_i8({n, width, q.n, static_cast<const int8_t*>(scanned_.data()) + first * width, width, set_.scales.data() + first, q.codes.data(), q.scales.data(), out, ldo});
     case VectorPrecision::binary:
-      return kernels_.scan_binary({n, width, q.n, set_.bits.data() + first * set_.words(), set_.words(), q.bits.data(), out, ldo});
+      return kernels_.scan_binary({n, width, q.n, static_cast<const uint64_t*>(scanned_.data()) + first * set_.words(), set_.words(), q.bits.data(), out, ldo});
   }
 }
 
@@ -228,7 +239,7 @@ std::vector<std::vector<Hit>> VectorIndex::search(const float* queries, int64_t 
   std::vector<std::vector<Hit>> hits(static_cast<size_t>(n_queries));
   if (k <= 0 || n <= 0 || n_queries <= 0) return hits;
   k = std::min(k, n);
-  const bool plain = set_.precision == VectorPrecision::f32, rescored = !set_.values.empty() || set_.width == 0;
+  const bool plain = set_.precision == VectorPrecision::f32, rescored = has_values_;
   const Query all = prepare(queries, n_queries);
   const int64_t first_m = !rescored ? k : std::min(n, plain ? 2 * k + 16 : kOversample * k);
   std::vector<std::vector<Hit>> found = candidates(all, first_m, n, later_first);
@@ -251,7 +262,7 @@ std::vector<std::vector<Hit>> VectorIndex::search(const float* queries, int64_t 
 
 std::vector<double> VectorIndex::scores(const float* query) const {
   std::vector<double> scores(static_cast<size_t>(set_.count));
-  if (!set_.values.empty()) {
+  if (has_values_) {
     for (int64_t i = 0; i < set_.count; ++i) scores[static_cast<size_t>(i)] = exact(query, i);
     return scores;
   }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/kernel_table.h"
+#include "tensor/arena.h"
 
 namespace thimble {
 
@@ -54,8 +55,9 @@ class VectorIndex {
   VectorIndex() = default;
   VectorIndex(VectorSet set, const KernelTable& kernels, int threads);
 
-  const VectorSet& set() const { return set_; }
-  // The best k of the first n <= set().count vectors for each of n_queries queries [n_queries][width], best first. Equal
+  int64_t width() const { return set_.width; }
+  int64_t scanned_bytes() const { return set_.scanned_bytes(); }
+  // The best k of the first n vectors, n <= their number, for each of n_queries queries [n_queries][width], best first. Equal
   // scores: the lower index first, or the higher one if later_first.
   std::vector<std::vector<Hit>> search(const float* queries, int64_t n_queries, int64_t k, int64_t n, bool later_first = false) const;
   // One score per vector.
@@ -68,7 +70,11 @@ class VectorIndex {
   void scan(const Query& q, int64_t first, int64_t n, float* out, int64_t ldo) const;
   std::vector<std::vector<Hit>> candidates(const Query& q, int64_t m, int64_t n, bool later_first) const;
 
-  VectorSet set_;
+  const float* values() const { return set_.precision == VectorPrecision::f32 ? scanned_.f32() : set_.values.data(); }
+
+  VectorSet set_;   // without what the scan reads
+  Buffer scanned_;  // that: on large pages where the system gives them, a fifth faster
+  bool has_values_ = false;
   KernelTable kernels_{};
   int threads_ = 1;
   double longest_ = 0;  // largest length of a vector (f32)
