@@ -84,6 +84,8 @@ TEST(Objects, GemmMultipliesAndAddsInOne) {
 TEST(Objects, VnniTiersUseIt) {
   expect_instruction("avx512_vnni", "gemm_i8", "vpdpbusd");
   expect_instruction("avx2_vnni", "gemm_i8", "vpdpbusd");
+  expect_instruction("avx512_vnni", "scan_i8", "vpdpbusd");
+  expect_instruction("avx2_vnni", "scan_i8", "vpdpbusd");
 }
 TEST(Objects, Bf16TierConvertsInHardware) {
   expect_instruction("avx512_bf16", "convert", "vcvtneps2bf16");
