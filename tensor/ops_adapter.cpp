@@ -148,7 +148,7 @@ void scale_parts(Context& ctx, int64_t rows, int64_t width, Weight* const* a, co
 }  // namespace
 
 Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a, const float* scales, int count) {
-  THIMBLE_ZONE(linear);
+  THIMBLE_ZONE(lora);
   THIMBLE_CHECK(count > 0 && count <= kLoraGroup);
   const int64_t rows = end - begin, in = x.t.cols();
   int64_t width = 0;
@@ -192,7 +192,7 @@ Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a,
 
 // With dh of the scaled h: du = scale dh per part, dA = duᵀ x and dx = du [A...], each in one pass over x or dx.
 void lora_down_backward(Context& ctx, const Node& node) {
-  THIMBLE_ZONE(linear_bwd);
+  THIMBLE_ZONE(lora_bwd);
   const float* dh = grad_of(ctx, node.out);
   if (!dh) return;
   Weight* const* a = node.group;
@@ -231,7 +231,7 @@ void lora_down_backward(Context& ctx, const Node& node) {
 }
 
 Var lora_up(Context& ctx, Var y, int64_t begin, int64_t end, Var h, int64_t col, Weight* b) {
-  THIMBLE_ZONE(linear);
+  THIMBLE_ZONE(lora);
   const int64_t rows = end - begin, out = y.t.cols(), width = h.t.cols();
   THIMBLE_CHECK(h.t.rows() == rows && b->rows == out && col + b->cols <= width);
   thin_forward(ctx, rows, h.t.f32() + col, width, *b, y.t.f32() + begin * out, out, true);
@@ -254,7 +254,7 @@ Var lora_up(Context& ctx, Var y, int64_t begin, int64_t end, Var h, int64_t col,
 
 // dB = dyᵀ h, dh = dy B, in this adapter's columns of h.
 void lora_up_backward(Context& ctx, const Node& node) {
-  THIMBLE_ZONE(linear_bwd);
+  THIMBLE_ZONE(lora_bwd);
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   Weight* b = node.b;

@@ -88,6 +88,8 @@ bool rounds_thin(const Context& ctx, const Weight& w) {
 void thin_forward(Context& ctx, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y, int64_t ldy, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
   const bool bf16 = rounds_thin(ctx, w);
+  const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
+  count_product(m, w, accumulate);
   const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
                             : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
@@ -98,6 +100,8 @@ void thin_forward(Context& ctx, int64_t m, const float* x, int64_t ldx, const We
 void thin_dx(Context& ctx, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx, int64_t ldx, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
   const bool bf16 = rounds_thin(ctx, w);
+  const ZoneScope zone(product_key(Product::dx, w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
+  count_product(m, w, accumulate);
   const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
                             : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
@@ -107,6 +111,8 @@ void thin_dx(Context& ctx, int64_t m, const float* dy, int64_t ldy, const Weight
 void thin_dw(Context& ctx, int64_t m, const float* dy, int64_t ldy, const float* x, int64_t ldx, Weight* w) {
   const ArenaScope scope(ctx.scratch);
   const bool bf16 = rounds_thin(ctx, *w);
+  const ZoneScope zone(product_key(Product::dw, *w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
+  count_dw(m, *w);
   const size_t bytes = (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(ctx.kernels, ctx.threads, m, w->rows, w->cols);
   const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
   (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, ldy, w->rows, x, ldx, w->cols, w->grad, w->cols, grad_begin(w));
