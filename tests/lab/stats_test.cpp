@@ -20,6 +20,16 @@ TEST(Stats, StudentQuantilesAreTheTables) {
   EXPECT_NEAR(student_quantile(0.5, 7), 0.0, 1e-6);
 }
 
+TEST(Stats, OrderStatistics) {
+  EXPECT_DOUBLE_EQ(quantile({1, 2, 4}, 0.25), 1.5);
+  EXPECT_DOUBLE_EQ(quantile({1, 2, 4}, 1), 4);
+  EXPECT_DOUBLE_EQ(quantile({7}, 0.3), 7);
+  EXPECT_DOUBLE_EQ(median({4, 1, 2}), 2);
+  EXPECT_DOUBLE_EQ(median({4, 1, 2, 3}), 2.5);
+  EXPECT_TRUE(std::isnan(median({})));
+  EXPECT_EQ(ranks({30, 10, 20, 10}), (std::vector<double>{4, 1.5, 3, 1.5}));
+}
+
 TEST(Stats, SignFlipsAreCountedExactlyForFewValues) {
   // 2^3 signs; |sum| >= 6 only for +++ and ---
   EXPECT_DOUBLE_EQ(sign_flip_p({1, 2, 3}), 2.0 / 8);

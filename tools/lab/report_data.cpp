@@ -8,6 +8,7 @@
 #include <set>
 
 #include "tools/dashboard/text.h"
+#include "tools/lab/stats.h"
 
 namespace thimble::lab {
 namespace {
@@ -68,13 +69,6 @@ Json verdict_json(const Verdict& v) {
   j["notes"] = v.notes;
   for (const auto& [key, value] : v.extra.items()) j[key] = value;
   return j;
-}
-
-double median(std::vector<double> v) {
-  if (v.empty()) return NAN;
-  std::sort(v.begin(), v.end());
-  const size_t n = v.size();
-  return n % 2 ? v[n / 2] : 0.5 * (v[n / 2 - 1] + v[n / 2]);
 }
 
 // Columns: key in cost.json, heading, kind of number ("bytes", "seconds", "number"), and which direction is better.

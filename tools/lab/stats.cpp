@@ -9,36 +9,12 @@
 #include <utility>
 
 #include "tensor/error.h"
+#include "tools/lab/draws.h"
 
 namespace thimble::lab {
 namespace {
 
 constexpr uint64_t kSeed = 20240607;
-
-// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a resample costs two dozen draws and a report makes millions of
-// resamples.
-class Draws {
- public:
-  Draws(uint64_t seed, uint64_t stream) : state_(seed + stream * 0xD1B54A32D192ED03u) {}
-  uint32_t next_u32() {
-    if (half_) {
-      half_ = false;
-      return static_cast<uint32_t>(value_ >> 32);
-    }
-    uint64_t z = state_ += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    value_ = z ^ z >> 31;
-    half_ = true;
-    return static_cast<uint32_t>(value_);
-  }
-  // Multiply-shift: the bias is below n / 2^32, far under what 10,000 resamples can show.
-  uint32_t below(size_t n) { return static_cast<uint32_t>(uint64_t{next_u32()} * n >> 32); }
-
- private:
-  uint64_t state_, value_ = 0;
-  bool half_ = false;
-};
 
 // Sums of one stratum's resampled values, divided by how many were drawn: one mean per resample.
 std::vector<double> resampled_means(const Sample& s, uint64_t stream, int resamples) {
@@ -77,13 +53,6 @@ std::vector<double> unit_values(const Sample& s) {
     for (const auto& seed : s.values) out.insert(out.end(), seed.begin(), seed.end());
   }
   return out;
-}
-
-// Linear between order statistics.
-double quantile(const std::vector<double>& sorted, double q) {
-  const double at = std::clamp(q, 0.0, 1.0) * static_cast<double>(sorted.size() - 1);
-  const size_t i = std::min(static_cast<size_t>(at), sorted.size() - 2);
-  return sorted[i] + (at - static_cast<double>(i)) * (sorted[i + 1] - sorted[i]);
 }
 
 double normal_cdf(double x) { return 0.5 * std::erfc(-x / std::sqrt(2.0)); }
@@ -127,20 +96,6 @@ double incomplete_beta(double a, double b, double x) {
 double student_cdf(double t, double df) {
   const double tail = 0.5 * incomplete_beta(df / 2, 0.5, df / (df + t * t));
   return t > 0 ? 1 - tail : tail;
-}
-
-std::vector<double> ranks(const std::vector<double>& x) {
-  std::vector<size_t> order(x.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return x[a] < x[b]; });
-  std::vector<double> out(x.size());
-  for (size_t i = 0; i < order.size();) {
-    size_t j = i;
-    while (j < order.size() && x[order[j]] == x[order[i]]) ++j;
-    for (size_t k = i; k < j; ++k) out[order[k]] = 0.5 * static_cast<double>(i + j - 1);
-    i = j;
-  }
-  return out;
 }
 
 double correlation(const std::vector<double>& x, const std::vector<double>& y) {
@@ -235,6 +190,34 @@ std::vector<int> crossed_levels(const std::vector<int>& a, const std::vector<int
 }
 
 }  // namespace
+
+double quantile(const std::vector<double>& sorted, double q) {
+  THIMBLE_CHECK(!sorted.empty());
+  if (sorted.size() == 1) return sorted[0];
+  const double at = std::clamp(q, 0.0, 1.0) * static_cast<double>(sorted.size() - 1);
+  const size_t i = std::min(static_cast<size_t>(at), sorted.size() - 2);
+  return sorted[i] + (at - static_cast<double>(i)) * (sorted[i + 1] - sorted[i]);
+}
+
+double median(std::vector<double> values) {
+  if (values.empty()) return std::numeric_limits<double>::quiet_NaN();
+  std::sort(values.begin(), values.end());
+  return quantile(values, 0.5);
+}
+
+std::vector<double> ranks(const std::vector<double>& x) {
+  std::vector<size_t> order(x.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return x[a] < x[b]; });
+  std::vector<double> out(x.size());
+  for (size_t i = 0; i < order.size();) {
+    size_t j = i;
+    while (j < order.size() && x[order[j]] == x[order[i]]) ++j;
+    for (size_t k = i; k < j; ++k) out[order[k]] = 0.5 * static_cast<double>(i + j + 1);
+    i = j;
+  }
+  return out;
+}
 
 int64_t Sample::units() const {
   if (values.empty()) return 0;

@@ -43,6 +43,12 @@ double sign_flip_p(const std::vector<double>& values);
 // Adjusted p of each, in the order given.
 std::vector<double> holm(const std::vector<double>& p);
 
+// Linear between order statistics; sorted ascending, at least one value.
+double quantile(const std::vector<double>& sorted, double q);
+double median(std::vector<double> values);  // NaN of nothing
+// From 1, ties averaged.
+std::vector<double> ranks(const std::vector<double>& x);
+
 // Of ranks, ties averaged; 0 when one side is constant.
 double spearman(const std::vector<double>& x, const std::vector<double>& y);
 // P(|rho| >= observed) over orders of y: all of them for up to 8 values, else 10,000 draws.
