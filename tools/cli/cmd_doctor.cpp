@@ -75,6 +75,7 @@ Json to_json(const Session& session, const Report& r) {
   const Machine& m = r.machine;
   Json json;
   json["schema"] = "thimble.doctor/1";
+  json["fingerprint"] = machine_fingerprint(m);
   json["cpu"] = {{"model", m.cpu},           {"vendor", m.vendor},     {"cores", m.cores_online}, {"l1d_bytes", m.l1d_bytes},
                  {"l2_bytes", m.l2_bytes}, {"l3_bytes", m.l3_bytes}, {"governor", m.governor}};
   json["memory"] = {{"total_bytes", m.memory_bytes}, {"available_bytes", m.memory_available_bytes}, {"huge_pages", m.huge_pages}};
@@ -118,6 +119,7 @@ std::string to_text(const Session& session, const Report& r) {
   row("memory", fmt::format("{}, {} available; transparent huge pages: {}", size_text(m.memory_bytes), size_text(m.memory_available_bytes), m.huge_pages));
   row("governor", m.governor);
   row("system", m.os);
+  row("fingerprint", fmt::format("{}, the same in every bench record of this machine", machine_fingerprint(m)));
   row("build", fmt::format("{}, {}, commit {}", m.compiler, m.build_type, m.commit));
 
   out += "\nLibraries\n";

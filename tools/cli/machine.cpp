@@ -13,6 +13,7 @@
 
 #include "tensor/arena.h"
 #include "tensor/parallel.h"
+#include "tensor/sha256.h"
 
 namespace thimble {
 namespace {
@@ -138,6 +139,12 @@ Machine describe_machine() {
     if (tier_supported(static_cast<Tier>(i))) m.tiers.push_back(static_cast<Tier>(i));
   }
   return m;
+}
+
+std::string machine_fingerprint(const Machine& m) {
+  std::string text = fmt::format("{}|{}|{}|{}|{}", m.cpu, m.cores_online, m.l1d_bytes, m.l2_bytes, m.l3_bytes);
+  for (const Tier t : m.tiers) text += fmt::format("|{}", tier_name(t));
+  return sha256_hex(text).substr(0, 12);
 }
 
 std::string tier_missing_reason(Tier tier) {

@@ -23,6 +23,10 @@ struct Machine {
 };
 Machine describe_machine();
 
+// 12 hex digits of CPU model, cores, caches and tiers: equal for records that may be compared, and independent of load,
+// memory, system and build.
+std::string machine_fingerprint(const Machine& machine);
+
 // Why a tier cannot be used here ("the CPU has no AVX-512 BF16"); empty when it can.
 std::string tier_missing_reason(Tier tier);
 
