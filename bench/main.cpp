@@ -4,12 +4,15 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 
 #include "bench/bench.h"
 #include "models/shapes.h"
 #include "tensor/blas.h"
 #include "tensor/error.h"
+#include "tensor/file.h"
 #include "tensor/parallel.h"
 #include "tools/cli/machine.h"
 
@@ -76,20 +79,57 @@ void prepare_environment(Tier cap, char** argv, int argc) {
   fmt::print(stderr, "warning: cannot restart with OPENBLAS_CORETYPE set; OpenBLAS runs its {} kernels\n", blas_info().core);
 }
 
-std::string kibibytes(int64_t bytes) { return fmt::format("{} KiB", bytes >> 10); }
+// Thread counts whose peaks are measured: every one up to eight, then doublings, and all.
+std::vector<int> thread_counts(int all) {
+  std::vector<int> counts;
+  for (int t = 1; t < all; t = t < 8 ? t + 1 : 2 * t) counts.push_back(t);
+  counts.push_back(all);
+  return counts;
+}
 
-void add_context(const Machine& m, const Run& run) {
+// What bench/README.md promises readers of records. Google Benchmark's context knows strings only.
+void add_context(const Machine& m, const Run& run, const std::string& arguments) {
+  const auto add = [](const char* key, const std::string& value) { benchmark::AddCustomContext(key, value); };
   std::string tiers;
   for (const Tier t : run.tiers) tiers += (tiers.empty() ? "" : " ") + std::string(tier_name(t));
-  benchmark::AddCustomContext("cpu", m.cpu);
-  benchmark::AddCustomContext("tiers", tiers);
-  benchmark::AddCustomContext("threads", std::to_string(run.threads));
-  benchmark::AddCustomContext("l1d_l2_l3", kibibytes(m.l1d_bytes) + ", " + kibibytes(m.l2_bytes) + ", " + kibibytes(m.l3_bytes));
-  benchmark::AddCustomContext("governor", m.governor);
-  benchmark::AddCustomContext("compiler", m.compiler);
-  benchmark::AddCustomContext("thimble_build_type", m.build_type);
-  benchmark::AddCustomContext("commit", m.commit);
-  benchmark::AddCustomContext("openblas", blas_info().core + ", " + blas_info().flavour);
+  add("thimble_record", "1");
+  add("fingerprint", machine_fingerprint(m));
+  add("cpu", m.cpu);
+  add("tiers", tiers);
+  add("tier", tier_name(run.cap));
+  add("cores", std::to_string(m.cores_online));
+  add("threads", std::to_string(run.threads));
+  add("l1d_bytes", std::to_string(m.l1d_bytes));
+  add("l2_bytes", std::to_string(m.l2_bytes));
+  add("l3_bytes", std::to_string(m.l3_bytes));
+  add("memory_bytes", std::to_string(m.memory_bytes));
+  add("governor", m.governor);
+  add("os", m.os);
+  add("compiler", m.compiler);
+  add("thimble_build_type", m.build_type);
+  add("commit", m.commit);
+  add("openblas", blas_info().core + ", " + blas_info().flavour);
+  add("arguments", arguments);
+}
+
+// Measured on every tier with one thread, on the highest one with every thread count.
+void measure_peaks(Run& run) {
+  for (const Tier t : run.tiers) {
+    const KernelTable table = build_kernel_table(t);
+    std::string list;
+    for (const int threads : t == run.cap ? thread_counts(run.threads) : std::vector<int>{1}) {
+      const Roofline r = measure_roofline(table, threads);
+      list += fmt::format("{}{{\"threads\": {}, \"f32_gflops\": {:.2f}, \"bf16_gflops\": {:.2f}, \"int8_gops\": {:.2f}, \"read_gbs\": {:.2f}, \"copy_gbs\": {:.2f}}}",
+                          list.empty() ? "" : ", ", threads, r.f32_gflops, r.bf16_gflops, r.int8_gops, r.read_gbs, r.copy_gbs);
+      if (threads > 1) continue;
+      const auto i = static_cast<size_t>(t);
+      run.peak_gflops[kPeakF32][i] = r.f32_gflops;
+      run.peak_gflops[kPeakBf16][i] = r.bf16_gflops;
+      run.peak_gflops[kPeakInt8][i] = r.int8_gops;
+      run.read_gbs[i] = r.read_gbs;
+    }
+    benchmark::AddCustomContext(fmt::format("peaks_{}", tier_name(t)), "[" + list + "]");
+  }
 }
 
 int run_benches(int argc, char** argv) {
@@ -111,8 +151,17 @@ int run_benches(int argc, char** argv) {
   if (is_model_shape(options.shape)) filter = filter.empty() ? "^model_" : filter;
   else if (!options.shape.empty()) filter = filter.empty() ? options.shape : filter + ".*" + options.shape;
   if (!filter.empty()) arguments.push_back("--benchmark_filter=" + filter);
-  if (!options.json.empty()) {
-    arguments.push_back("--benchmark_out=" + options.json);
+  // The record appears under its name when it is complete.
+  std::string unfinished = options.json;
+  const bool in_place = std::filesystem::exists(options.json) && !std::filesystem::is_regular_file(options.json);  // /dev/null
+  if (!unfinished.empty() && !in_place) {
+    const std::string folder = std::filesystem::path(options.json).parent_path().string();
+    if (!folder.empty()) make_directories(folder);
+    unfinished += fmt::format(".tmp.{}", ::getpid());
+    write_file(unfinished, "");  // a folder that cannot be written to is noticed before the hour of measuring
+  }
+  if (!unfinished.empty()) {
+    arguments.push_back("--benchmark_out=" + unfinished);
     arguments.push_back("--benchmark_out_format=json");
   }
   bool measures = true;
@@ -126,27 +175,24 @@ int run_benches(int argc, char** argv) {
   benchmark::Initialize(&count, pointers.data());
   if (benchmark::ReportUnrecognizedArguments(count, pointers.data())) return static_cast<int>(ErrorCode::usage);
 
-  add_context(machine, run);
-  for (const Tier t : run.tiers) {
-    if (!measures) break;
-    const Roofline r = measure_roofline(build_kernel_table(t), 1);
-    const auto i = static_cast<size_t>(t);
-    run.peak_gflops[kPeakF32][i] = r.f32_gflops;
-    run.peak_gflops[kPeakBf16][i] = r.bf16_gflops;
-    run.peak_gflops[kPeakInt8][i] = r.int8_gops;
-    run.read_gbs[i] = r.read_gbs;
-    benchmark::AddCustomContext(fmt::format("peak_{}", tier_name(t)),
-                                fmt::format("one thread: f32 {:.1f} GFLOP/s, bf16 {:.1f} GFLOP/s, int8 {:.1f} GOP/s, read {:.1f} GB/s, copy {:.1f} GB/s",
-                                            r.f32_gflops, r.bf16_gflops, r.int8_gops, r.read_gbs, r.copy_gbs));
-  }
+  std::string words;
+  for (int i = 1; i < argc; ++i)
+    if (std::string(argv[i]) != kPreparedFlag) words += (words.empty() ? "" : " ") + std::string(argv[i]);
+  add_context(machine, run, words);
+  if (measures) measure_peaks(run);
   register_slots(run);
   register_gemm(run);
   register_attention(run);
   register_model(run);
   register_trace(run);
   register_scan(run);
-  benchmark::RunSpecifiedBenchmarks();
+  const size_t matched = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
+  if ((matched == 0 || !measures) && !unfinished.empty() && !in_place) std::remove(unfinished.c_str());
+  if (matched == 0)
+    throw Error(ErrorCode::usage, fmt::format("no bench matches \"{}\"", filter), "--benchmark_list_tests lists all names");
+  if (measures && !unfinished.empty() && !in_place && std::rename(unfinished.c_str(), options.json.c_str()) != 0)
+    throw Error(ErrorCode::input, options.json + ": cannot be written", "the record is in " + unfinished);
   return 0;
 }
 
