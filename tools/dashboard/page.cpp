@@ -92,20 +92,21 @@ for(var i=0;i<rows.length;i++){var t=rows[i].textContent.toLowerCase();rows[i].h
 
 }  // namespace
 
-std::string page(const std::string& title, const std::string& body) {
+std::string page(const std::string& title, const std::string& body, const std::string& style, const std::string& script) {
   return "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
          "content=\"width=device-width,initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" "
          "content=\"default-src 'none'; "
          "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n<title>" +
-         escape(title) + "</title><style>" + kStyle + "</style></head>\n<body><main>\n" + body +
-         "</main><div id=\"tip\" role=\"tooltip\"></div><script>" + kScript + "</script></body></html>\n";
+         escape(title) + "</title><style>" + kStyle + style + "</style></head>\n<body><main>\n" + body +
+         "</main><div id=\"tip\" role=\"tooltip\"></div><script>" + kScript + script + "</script></body></html>\n";
 }
 
 std::string table(const std::vector<Column>& columns, const std::vector<std::vector<TableCell>>& rows,
-                  const std::string& id, bool filter) {
+                  const std::string& id, bool filter, const std::string& example) {
   std::string s;
   if (filter && !id.empty())
-    s += "<input type=\"search\" placeholder=\"Filter rows, e.g. rag int4\" aria-label=\"Filter rows\" data-for=\"" +
+    s += "<input type=\"search\" placeholder=\"Filter rows, e.g. " + escape(example) +
+         "\" aria-label=\"Filter rows\" data-for=\"" +
          id + "\">\n";
   s += fmt::format("<div class=\"wrap{}\"><table{}><thead><tr>", rows.size() > 24 ? " tall" : "",
                    id.empty() ? "" : " id=\"" + id + "\"");
@@ -125,7 +126,7 @@ std::string table(const std::vector<Column>& columns, const std::vector<std::vec
       if (!cell.sort.empty()) s += " data-v=\"" + escape(cell.sort) + "\"";
       if (!cell.tip.empty()) s += " data-t=\"" + escape(cell.tip) + "\"";
       if (cell.bar >= 0) s += fmt::format(" style=\"--b:{:.0f}%\"", 100 * cell.bar);
-      s += ">" + escape(cell.text) + "</td>";
+      s += ">" + (cell.html.empty() ? escape(cell.text) : cell.html) + "</td>";
     }
     s += "</tr>\n";
   }
