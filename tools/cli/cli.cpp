@@ -229,6 +229,8 @@ int main_entry(int argc, char** argv) {
   add_lab(app, &run);
   add_rag(app, &run);
   add_profile(app, &run);
+  add_bench(app, &run);
+  add_dashboard(app, &run);
   add_completion(app, &run);
   std::vector<std::string> mirrored;
   mirror_in_environment(app, &mirrored);

@@ -96,6 +96,8 @@ void add_data(CLI::App& app, Run* run);
 void add_lab(CLI::App& app, Run* run);
 void add_rag(CLI::App& app, Run* run);
 void add_profile(CLI::App& app, Run* run);
+void add_bench(CLI::App& app, Run* run);
+void add_dashboard(CLI::App& app, Run* run);
 void add_completion(CLI::App& app, Run* run);
 
 // Parses and runs; returns the exit status.
