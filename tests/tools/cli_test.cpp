@@ -232,6 +232,28 @@ TEST_F(CliTest, BudgetsEndWithFour) {
   if (std::filesystem::exists(samples)) expect_failure(thimble(with(ppl(model()), {"--samples", samples})), 4, {samples});
 }
 
+TEST_F(CliTest, TypesOfCache) {
+  std::string exact;
+  double wide = 0;
+  for (const char* kv : {"f32", "f16", "int8"}) {
+    const RunResult r = thimble({"generate", "--model", model(), "--prompt", "a boat", "--max-tokens", "4", "--kv", kv, "--json"});
+    ASSERT_EQ(r.status, 0) << r.err;
+    const auto j = nlohmann::json::parse(r.out);
+    EXPECT_EQ(j["kv"], kv);
+    if (exact.empty()) {
+      exact = j["text"];
+      wide = j["kv_bytes"];
+      const RunResult plain = thimble({"generate", "--model", model(), "--prompt", "a boat", "--max-tokens", "4", "--json"});
+      EXPECT_EQ(nlohmann::json::parse(plain.out)["text"], exact);  // f32 is the default
+    } else {
+      EXPECT_LT(j["kv_bytes"], 0.6 * wide);
+    }
+    EXPECT_EQ(thimble(with(ppl(model()), {"--kv", kv})).status, 0);
+  }
+  expect_failure(thimble({"generate", "--model", model(), "--prompt", "a", "--kv", "q8"}), 2, {"--kv", "int8"});
+  expect_failure(thimble(with(ppl(model()), {"--kv", "half"})), 2, {"--kv", "f16"});
+}
+
 TEST_F(CliTest, FullAndClosedOutputsAreErrorsNeverSignals) {
   const std::vector<Args> commands = {with(ppl(model()), {"--json"}),
                                       ppl(model()),
