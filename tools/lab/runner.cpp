@@ -30,6 +30,7 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+constexpr double kSaveSeconds = 5;
 
 void pause_ms(long ms) {
   const struct timespec t {ms / 1000, ms % 1000 * 1000000};
@@ -273,13 +274,38 @@ PreparedRun prepare_run(const Plan& plan, const PlanOverrides& overrides, const 
     return m;
   };
   MachineFile machine = open_machine();
-  // Before the folder exists, so that a plan that is refused leaves nothing behind. What is measured stays in `machine`.
-  if (!file_exists(dir)) resolve_plan(plan, machine, resolve);
+  // Whatever needs no measuring is refused before the folder exists, and a plan that is refused leaves none behind.
+  const bool fresh = !file_exists(dir);
+  if (fresh) {
+    ResolveOptions unmeasured = resolve;
+    unmeasured.estimator = nullptr;
+    unmeasured.progress = nullptr;
+    resolve_plan(plan, machine, unmeasured);
+  }
   const Store store(dir);
   const Claim lock = store.lock_folder(options.stop);
   remove_stale_temporaries(dir);
   if (file_exists(machine_path)) machine = open_machine();
-  const ResolvedPlan resolved = resolve_plan(plan, machine, resolve);
+  // Measuring a large plan takes minutes: what is known is kept on the way.
+  double saved = now_s();
+  resolve.progress = [&](size_t done, size_t all) {
+    if (options.measuring) options.measuring(done, all);
+    if (now_s() - saved < kSaveSeconds) return;
+    machine.save();
+    saved = now_s();
+  };
+  const ResolvedPlan resolved = [&] {
+    try {
+      return resolve_plan(plan, machine, resolve);
+    } catch (const Error& e) {
+      std::error_code ignored;
+      if (e.code() == ErrorCode::interrupted)
+        machine.save();
+      else if (fresh)
+        fs::remove_all(dir, ignored);
+      throw;
+    }
+  }();
   PreparedRun run;
   run.dir = dir;
   run.plan = resolved.to_json();
