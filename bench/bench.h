@@ -1,6 +1,7 @@
 // What the parts of thimble_bench share: the options of the run, the measured peaks, the clock.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <vector>
@@ -29,6 +30,18 @@ void register_scan(const Run& run);
 
 inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <class Work>
+double time_of(const Work& work) {
+  const double start = now();
+  work();
+  return now() - start;
+}
+
+inline double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values.empty() ? 0.0 : values[values.size() / 2];
 }
 
 }  // namespace thimble::bench

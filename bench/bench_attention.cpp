@@ -7,19 +7,13 @@
 #include <memory>
 
 #include "bench/bench.h"
-#include "bench/random_weights.h"
+#include "bench/plain_read.h"
 #include "tensor/ops.h"
-#include "tensor/parallel.h"
 
 namespace thimble::bench {
 namespace {
 
 constexpr int64_t kKvHeads = 8, kHeadDim = 64;
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0.0 : values[values.size() / 2];
-}
 
 void decode(benchmark::State& state, const Run& run, int64_t group, KvType type, int64_t keys, int threads) {
   Context ctx(build_kernel_table(run.cap), threads, nullptr);
@@ -39,8 +33,7 @@ void decode(benchmark::State& state, const Run& run, int64_t group, KvType type,
     sequences.push_back(static_cast<std::byte*>(store.data()) + i * layout.sequence_bytes());
     kv_store(ctx, layout, sequences.back(), 0, keys, k.f32(), v.f32());
   }
-  const int64_t share = static_cast<int64_t>(bytes) / 4 / threads;
-  const Buffer plain = random_floats(copies * share * threads, 4);
+  const PlainRead plain(ctx.kernels, threads, bytes, static_cast<size_t>(copies), 4);
 
   const int32_t cu[2] = {0, 1}, length = static_cast<int32_t>(keys - 1);
   AttentionSpec spec;
@@ -58,29 +51,15 @@ void decode(benchmark::State& state, const Run& run, int64_t group, KvType type,
   size_t next = 0;
   for (auto _ : state) {
     spec.cache_seqs = &sequences[next];
-    double start = now();
-    {
+    times.push_back(time_of([&] {
       const ArenaScope scope(ctx.saved);
       benchmark::DoNotOptimize(attention(ctx, query, Var{}, Var{}, &spec).t.data);
-    }
-    times.push_back(now() - start);
-    const float* from = plain.f32() + static_cast<int64_t>(next) * share * threads;
-    start = now();
-    parallel_for(threads, threads, [&](int64_t t, int) {
-      float sum;
-      ctx.kernels.probe_read({share, from + t * share, &sum});
-      benchmark::DoNotOptimize(sum);
-    });
-    reads.push_back(now() - start);
+    }));
+    reads.push_back(time_of([&] { plain.read(next); }));
     state.SetIterationTime(times.back());
     next = (next + 1) % sequences.size();
   }
-  const double seconds = median(times), read = median(reads);
-  state.counters["bytes"] = bytes;
-  state.counters["GB/s"] = bytes / seconds / 1e9;
-  state.counters["read_GB/s"] = double(share * threads) * 4 / read / 1e9;
-  state.counters["roof_fraction"] = read / seconds;
-  state.counters["roof_best"] = *std::min_element(reads.begin(), reads.end()) / *std::min_element(times.begin(), times.end());
+  report_against_read(state, bytes, plain, times, reads);
   state.SetLabel("cold, 8 key/value heads of 64, roof: a plain read in the same run");
 }
 

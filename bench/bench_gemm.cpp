@@ -8,25 +8,12 @@
 #include <thread>
 
 #include "bench/bench.h"
-#include "bench/random_weights.h"
+#include "bench/plain_read.h"
 #include "tensor/blas.h"
 #include "tensor/gemm.h"
-#include "tensor/parallel.h"
 
 namespace thimble::bench {
 namespace {
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0.0 : values[values.size() / 2];
-}
-
-template <class Work>
-double time_of(const Work& work) {
-  const double start = now();
-  work();
-  return now() - start;
-}
 
 // The threads of two libraries spin for a while after their work; let them fall asleep before the other is timed.
 void settle() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
@@ -90,8 +77,7 @@ void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int
     stored += double(weights.back()->weight.stored_bytes());
   }
   const double bytes = double(weights[0]->weight.stored_bytes());
-  const int64_t share = static_cast<int64_t>(bytes) / 4 / threads;
-  const Buffer plain = random_floats(static_cast<int64_t>(stored / 4), 5);
+  const PlainRead plain(table, threads, bytes, weights.size(), 5);
   const Buffer x = random_floats(cols, 6), y(static_cast<size_t>(rows) * 4);
   const Buffer scratch(gemm_nt_scratch_bytes(table, threads, 1, format, weights[0]->weight.view()));
   const GemmExec exec{&table, threads, scratch.data(), scratch.bytes()};
@@ -99,22 +85,11 @@ void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int
   size_t next = 0;
   for (auto _ : state) {
     times.push_back(time_of([&] { gemm_nt(exec, 1, x.f32(), cols, format, weights[next]->weight.view(), y.f32(), rows, false); }));
-    const float* from = plain.f32() + static_cast<int64_t>(next) * share * threads;
-    reads.push_back(time_of([&] {
-      parallel_for(threads, threads, [&](int64_t t, int) {
-        float sum;
-        table.probe_read({share, from + t * share, &sum});
-        benchmark::DoNotOptimize(sum);
-      });
-    }));
+    reads.push_back(time_of([&] { plain.read(next); }));
     state.SetIterationTime(times.back());
     next = (next + 1) % weights.size();
   }
-  const double seconds = median(times), read = median(reads);
-  state.counters["bytes"] = bytes;
-  state.counters["GB/s"] = bytes / seconds / 1e9;
-  state.counters["read_GB/s"] = double(share * threads) * 4 / read / 1e9;
-  state.counters["roof_fraction"] = read / seconds;
+  report_against_read(state, bytes, plain, times, reads);
   state.SetLabel("cold, n=5632 k=2048, roof: a plain read in the same run");
 }
 

@@ -7,11 +7,11 @@
 #include <algorithm>
 #include <fstream>
 #include <memory>
+#include <optional>
 
 #include "bench/bench.h"
-#include "bench/random_weights.h"
+#include "bench/plain_read.h"
 #include "models/random_model.h"
-#include "tensor/parallel.h"
 #include "tensor/trace.h"
 #include "tools/cli/machine.h"
 #include "train/workload.h"
@@ -56,11 +56,6 @@ std::shared_ptr<Model> model_of(const std::string& shape, const StoredFormat& fo
   return made;
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0.0 : values[values.size() / 2];
-}
-
 // The highest resident size since the last call with reset. 0 where /proc is not as expected.
 double peak_rss_bytes(bool reset) {
   if (reset) std::ofstream("/proc/self/clear_refs") << "5";
@@ -91,9 +86,8 @@ void run_model(benchmark::State& state, const Run& run, const std::string& shape
   Workload load(*model, ctx, options);
   const bool decode = v.work == ModelWork::decode;
   const double stored = static_cast<double>(model->stored_bytes());
-  Buffer plain;
-  const int64_t share = static_cast<int64_t>(stored) / 4 / run.threads;
-  if (decode) plain = random_floats(share * run.threads, 8);
+  std::optional<PlainRead> plain;
+  if (decode) plain.emplace(table, run.threads, stored, 1, 8);
 
   // Untimed, and counted: flops and bytes of a run do not change.
   Trace trace;
@@ -111,27 +105,18 @@ void run_model(benchmark::State& state, const Run& run, const std::string& shape
     double seconds = 0;
     for (int64_t i = 0; i < (decode ? kDecode : 1); ++i) {
       load.prepare();
-      double start = now();
-      load.run();
-      runs.push_back(now() - start);
+      runs.push_back(time_of([&] { load.run(); }));
       seconds += runs.back();
-      if (!decode) continue;
-      start = now();
-      parallel_for(run.threads, run.threads, [&](int64_t t, int) {
-        float sum;
-        table.probe_read({share, plain.f32() + t * share, &sum});
-        benchmark::DoNotOptimize(sum);
-      });
-      reads.push_back(now() - start);
+      if (plain) reads.push_back(time_of([&] { plain->read(0); }));
     }
     state.SetIterationTime(seconds / static_cast<double>(decode ? kDecode : 1));
   }
   state.counters["tokens/s"] = static_cast<double>(load.tokens_per_run()) / median(runs);
   state.counters["flops"] = flops;
   state.counters["bytes"] = bytes;
-  state.counters["peak_rss"] = peak_rss_bytes(false) - static_cast<double>(plain.bytes());
-  if (decode) {
-    state.counters["read_GB/s"] = static_cast<double>(share * run.threads) * 4 / median(reads) / 1e9;
+  state.counters["peak_rss"] = peak_rss_bytes(false) - (plain ? static_cast<double>(plain->resident_bytes()) : 0.0);
+  if (plain) {
+    state.counters["read_GB/s"] = plain->bytes() / median(reads) / 1e9;
     state.counters["roof_fraction"] = median(reads) / median(runs);
   } else {
     const Peak kind = v.precision == Precision::int8_act ? kPeakInt8

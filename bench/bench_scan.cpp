@@ -7,9 +7,8 @@
 #include <memory>
 
 #include "bench/bench.h"
-#include "bench/random_weights.h"
+#include "bench/plain_read.h"
 #include "rag/vector_index.h"
-#include "tensor/parallel.h"
 
 namespace thimble::bench {
 namespace {
@@ -24,11 +23,6 @@ VectorSet random_vectors(uint64_t seed) {
   set.values.assign(values.f32(), values.f32() + kVectors * kWidth);
   normalize(set);
   return set;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values.empty() ? 0.0 : values[values.size() / 2];
 }
 
 // Of the ten best by f32, the share that candidates of this precision and a second scoring with the floats find.
@@ -57,33 +51,19 @@ void scan(benchmark::State& state, const Run& run, VectorPrecision precision, in
     indexes.push_back(std::make_unique<VectorIndex>(std::move(set), table, threads));
   }
   const double bytes = double(indexes[0]->scanned_bytes());
-  const int64_t share = static_cast<int64_t>(bytes) / 4 / threads;
-  const Buffer plain = random_floats(static_cast<int64_t>(stored / 4), 5), query = random_floats(kWidth, 6);
+  const PlainRead plain(table, threads, bytes, indexes.size(), 5);
+  const Buffer query = random_floats(kWidth, 6);
   std::vector<double> times, reads;
   size_t next = 0;
   for (auto _ : state) {
-    double start = now();
-    benchmark::DoNotOptimize(indexes[next]->search(query.f32(), 1, kHits, kVectors));
-    times.push_back(now() - start);
-    const float* from = plain.f32() + static_cast<int64_t>(next) * share * threads;
-    start = now();
-    parallel_for(threads, threads, [&](int64_t t, int) {
-      float sum;
-      table.probe_read({share, from + t * share, &sum});
-      benchmark::DoNotOptimize(sum);
-    });
-    reads.push_back(now() - start);
+    times.push_back(time_of([&] { benchmark::DoNotOptimize(indexes[next]->search(query.f32(), 1, kHits, kVectors)); }));
+    reads.push_back(time_of([&] { plain.read(next); }));
     state.SetIterationTime(times.back());
     next = (next + 1) % indexes.size();
   }
   const size_t copies = indexes.size();
   indexes.clear();
-  const double seconds = median(times), read = median(reads);
-  state.counters["bytes"] = bytes;
-  state.counters["GB/s"] = bytes / seconds / 1e9;
-  state.counters["read_GB/s"] = double(share * threads) * 4 / read / 1e9;
-  state.counters["roof_fraction"] = read / seconds;
-  state.counters["roof_best"] = *std::min_element(reads.begin(), reads.end()) / *std::min_element(times.begin(), times.end());
+  report_against_read(state, bytes, plain, times, reads);
   state.counters["recall"] = recall(table, precision, threads);
   state.SetLabel("cold, " + std::to_string(copies) + " copies, roof: a plain read in the same run");
 }
