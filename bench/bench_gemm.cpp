@@ -1,5 +1,5 @@
-// The driver of matrix products, all packing included: f32 against OpenBLAS, prefill on quantized weights, and gemv on
-// cold weights against a plain read. What is compared runs interleaved in one loop, because clocks and memory bandwidth
+// The driver of matrix products, all packing included: f32 against OpenBLAS, prefill on quantized weights, sweeps of the
+// number of rows, and gemv on cold weights against a plain read. What is compared runs interleaved in one loop, because clocks and memory bandwidth
 // of a shared machine drift by more than the differences of interest; ratios are of medians.
 #include <benchmark/benchmark.h>
 
@@ -9,7 +9,9 @@
 
 #include "bench/bench.h"
 #include "bench/plain_read.h"
+#include "models/random_model.h"
 #include "tensor/blas.h"
+#include "tensor/context.h"
 #include "tensor/gemm.h"
 
 namespace thimble::bench {
@@ -47,10 +49,11 @@ void gemm_f32(benchmark::State& state, const Run& run, int64_t size, int threads
   state.SetLabel("against OpenBLAS " + blas_info().core);
 }
 
-void prefill(benchmark::State& state, const Run& run, WeightFormat format, int64_t group, bool int8_act, int threads) {
+void prefill(benchmark::State& state, const Run& run, const StoredFormat& stored, bool int8_act, int threads) {
   const int64_t m = 256, rows = 5632, cols = 2048;
   const KernelTable table = build_kernel_table(run.cap);
-  const RandomWeight w(format, rows, cols, group, 3);
+  const WeightFormat format = stored.format;
+  const RandomWeight w(format, rows, cols, stored.group, 3, stored.kind);
   const Buffer x = random_floats(m * cols, 4), y(static_cast<size_t>(m * rows) * 4);
   const Buffer scratch(gemm_nt_scratch_bytes(table, threads, m, format, w.weight.view(), int8_act));
   const GemmExec exec{&table, threads, scratch.data(), scratch.bytes()};
@@ -64,6 +67,62 @@ void prefill(benchmark::State& state, const Run& run, WeightFormat format, int64
   state.counters["GFLOP/s"] = flops / seconds / 1e9;
   state.counters["roof_fraction"] = flops / seconds / 1e9 / (run.peak_gflops[int8_act ? kPeakInt8 : kPeakF32][size_t(run.cap)] * threads);
   state.SetLabel("m=256 n=5632 k=2048");
+}
+
+// y[m, 2048] = x[m, 2048] Wᵀ for m = 1..64, 128, 512, interleaved. One more row should cost about a row's share:
+// `worst_step` is the largest time(m + 1) / time(m) beyond (m + 1) / m, at m = `worst_step_m` (above 1: a cliff);
+// `worst_drop` the largest time(m) / time(m + 1), at `worst_drop_m` (above 1: more rows take less time);
+// us_m1, us_m8 ... times per call, and roof_m8 ... the share of the peak there.
+void sweep(benchmark::State& state, const Run& run, const StoredFormat& stored, Precision precision, int threads) {
+  const int64_t rows = 2048, cols = 2048, max_m = 512;
+  const KernelTable table = build_kernel_table(run.cap);
+  const WeightFormat format = stored.format;
+  const bool int8_act = precision == Precision::int8_act, bf16 = precision == Precision::bf16;
+  const RandomWeight w(format, rows, cols, stored.group, 3, stored.kind);
+  const WeightView view = w.weight.view();
+  const Buffer x = random_floats(max_m * cols, 4), y(static_cast<size_t>(max_m * rows) * 4);
+  size_t bytes = 0;
+  std::vector<int64_t> counts;
+  for (int64_t m = 1; m <= 64; ++m) counts.push_back(m);
+  counts.push_back(128);
+  counts.push_back(512);
+  for (const int64_t m : counts)
+    bytes = std::max(bytes, bf16 ? gemm_nt_bf16_scratch_bytes(table, threads, m, view)
+                                 : gemm_nt_scratch_bytes(table, threads, m, format, view, int8_act));
+  const Buffer scratch(bytes);
+  const GemmExec exec{&table, threads, scratch.data(), scratch.bytes()};
+  const auto product = [&](int64_t m) {
+    if (bf16) {
+      gemm_nt_bf16(exec, m, x.f32(), cols, format, view, y.f32(), rows, false);
+    } else {
+      gemm_nt(exec, m, x.f32(), cols, format, view, y.f32(), rows, false, int8_act);
+    }
+  };
+  std::vector<std::vector<double>> times(counts.size());
+  for (auto _ : state) {
+    const double start = now();
+    for (size_t i = 0; i < counts.size(); ++i) times[i].push_back(time_of([&] { product(counts[i]); }));
+    state.SetIterationTime(now() - start);
+  }
+  const double peak = run.peak_gflops[int8_act ? kPeakInt8 : bf16 ? kPeakBf16 : kPeakF32][size_t(run.cap)] * threads * 1e9;
+  double worst_step = 0, worst_drop = 0, step_m = 0, drop_m = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    const double t = median(times[i]), m = double(counts[i]);
+    if (i + 1 < counts.size() && counts[i + 1] == counts[i] + 1) {
+      const double next = median(times[i + 1]), step = next / t * m / (m + 1), drop = t / next;
+      if (step > worst_step) worst_step = step, step_m = m;
+      if (drop > worst_drop) worst_drop = drop, drop_m = m;
+    }
+    const bool wanted = counts[i] <= 8 || counts[i] == 12 || counts[i] == 16 || counts[i] == 24 || counts[i] == 32 || counts[i] >= 64;
+    if (!wanted) continue;
+    state.counters["us_m" + std::to_string(counts[i])] = t * 1e6;
+    state.counters["roof_m" + std::to_string(counts[i])] = 2.0 * m * double(rows * cols) / t / peak;
+  }
+  state.counters["worst_step"] = worst_step;
+  state.counters["worst_step_m"] = step_m;
+  state.counters["worst_drop"] = worst_drop;
+  state.counters["worst_drop_m"] = drop_m;
+  state.SetLabel("m=1..64,128,512 n=2048 k=2048");
 }
 
 // Weights that together exceed the last-level cache several times, one after another, and a plain read of as many bytes.
@@ -93,6 +152,16 @@ void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int
   state.SetLabel("cold, n=5632 k=2048, roof: a plain read in the same run");
 }
 
+// f32, and every tile format in every group and kind.
+std::vector<StoredFormat> stored_formats() {
+  std::vector<StoredFormat> all{{WeightFormat::f32, 0}};
+  for (const WeightFormat format : {WeightFormat::q8, WeightFormat::q4, WeightFormat::q2})
+    for (const int64_t group : {128, 64, 32, 0})
+      for (const GroupKind kind : {GroupKind::zero_points, GroupKind::symmetric, GroupKind::minimum})
+        all.push_back({format, group, kind});
+  return all;
+}
+
 }  // namespace
 
 void register_gemm(const Run& run) {
@@ -105,18 +174,29 @@ void register_gemm(const Run& run) {
     const std::string at = "/threads=" + std::to_string(threads);
     for (const int64_t size : {512, 768, 1024, 1536, 2048})
       add("driver_gemm_f32/" + std::to_string(size) + at, [run, size, threads](benchmark::State& s) { gemm_f32(s, run, size, threads); });
-    for (const WeightFormat format : {WeightFormat::f32, WeightFormat::q8, WeightFormat::q4}) {
-      const std::string name = format_name(format);
-      const std::vector<int64_t> groups = is_tiled(format) ? std::vector<int64_t>{128, 32} : std::vector<int64_t>{0};
-      for (const int64_t group : groups) {
-        const std::string full = name + (group ? "_g" + std::to_string(group) : "");
-        for (const bool int8_act : {false, true}) {
-          if (int8_act && !is_tiled(format)) continue;
-          add("driver_prefill_" + full + (int8_act ? "/int8_act" : "/f32") + at,
-              [=](benchmark::State& s) { prefill(s, run, format, group, int8_act, threads); });
-        }
-        add("driver_gemv_" + full + "/cold" + at, [=](benchmark::State& s) { gemv_cold(s, run, format, group, threads); });
+    for (const StoredFormat& stored : stored_formats()) {
+      const std::string name = stored_format_name(stored);
+      for (const bool int8_act : {false, true}) {
+        if (int8_act && !is_tiled(stored.format)) continue;
+        add("driver_prefill_" + name + (int8_act ? "/int8_act" : "/f32") + at,
+            [=](benchmark::State& s) { prefill(s, run, stored, int8_act, threads); });
       }
+      if (stored.kind != GroupKind::zero_points) continue;
+      add("driver_gemv_" + name + "/cold" + at,
+          [=](benchmark::State& s) { gemv_cold(s, run, stored.format, stored.group, threads); });
+    }
+    const StoredFormat f32{WeightFormat::f32, 0}, bf16{WeightFormat::bf16, 0}, q8{WeightFormat::q8, 128}, q4{WeightFormat::q4, 128},
+        q2{WeightFormat::q2, 128}, q4_g32{WeightFormat::q4, 32};
+    const std::pair<StoredFormat, Precision> sweeps[] = {
+        {f32, Precision::f32}, {bf16, Precision::f32}, {q8, Precision::f32}, {q4, Precision::f32}, {q2, Precision::f32},
+        {f32, Precision::bf16}, {bf16, Precision::bf16}, {q4, Precision::bf16},
+        {q8, Precision::int8_act}, {q4, Precision::int8_act}, {q2, Precision::int8_act}, {q4_g32, Precision::int8_act}};
+    for (const auto& product : sweeps) {
+      const StoredFormat stored = product.first;
+      const Precision precision = product.second;
+      const char* const names[] = {"f32", "bf16", "int8_act"};
+      add("driver_sweep_" + stored_format_name(stored) + "/" + names[static_cast<int>(precision)] + at,
+          [=](benchmark::State& s) { sweep(s, run, stored, precision, threads); });
     }
   }
 }

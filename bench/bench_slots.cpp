@@ -25,7 +25,7 @@ using testing::SlotInfo;
 
 // The peak that a slot is judged by: that of the unit which does its multiplications.
 Peak peak_of(const std::string& slot) {
-  if (slot == "probe_int8" || slot == "gemm_q8_i8" || slot == "gemm_q4_i8") return kPeakInt8;
+  if (slot == "probe_int8" || (slot.find("gemm_q") == 0 && slot.find("_i8") != std::string::npos)) return kPeakInt8;
   return slot == "probe_bf16" || slot == "gemm_bf16" ? kPeakBf16 : kPeakF32;
 }
 

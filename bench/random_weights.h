@@ -19,11 +19,13 @@ inline Buffer random_floats(int64_t n, uint64_t seed, float scale = 1.0f) {
 struct RandomWeight {
   Weight weight;
 
-  RandomWeight(WeightFormat format, int64_t rows, int64_t cols, int64_t group, uint64_t seed) {
+  RandomWeight(WeightFormat format, int64_t rows, int64_t cols, int64_t group, uint64_t seed,
+               GroupKind kind = GroupKind::zero_points) {
     weight.rows = rows;
     weight.cols = cols;
     weight.format = format;
     weight.group = is_tiled(format) ? group : 0;
+    weight.kind = kind;
     buffer_ = Buffer(weight.stored_bytes());
     fill_random(weight, buffer_.data(), seed);
   }

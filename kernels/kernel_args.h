@@ -17,22 +17,27 @@ namespace thimble {
 // ---- matrix products -------------------------------------------------------------------------------------------
 
 // One weight matrix W[rows, cols] in any format; what packing and gemv need to know. For rows formats: element (r, c)
-// at data[r * ld + c], scales and zeros unused. For tiles see weight_format.h (geometry of the WHOLE matrix).
+// at data[r * ld + c], the rest unused. For tiles see weight_format.h (geometry of the WHOLE matrix). The kind of the groups
+// is data: `mins` is set for kind minimum (zeros is null and zero 0), `zeros` for zero_points; symmetric has only `zero`.
+// The value of a code, wherever one is needed in f32, is fma(scale, float(code - zero), min), rounded once (min 0 if there
+// is none): the difference of the integers is exact.
 struct WeightView {
   const void* data;
   const void* scales;
+  const void* mins;  // of the scales' type
   const uint8_t* zeros;
   int64_t rows, cols, ld;
   int64_t group;      // columns per group (tiles); the padded column count for one group per row
   int64_t groups;     // groups per row (tiles)
   int64_t steps;      // 64-byte steps per tile (tiles)
-  int32_t scale_f32;  // scales are f32 instead of f16
+  int32_t scale_f32;  // scales and mins are f32 instead of f16
+  int32_t zero;       // of all groups, when zeros is null (tiles)
 };
 
 // panel_t: out[(c - col0) * nr + (r - row0)] = W(r, c) for the forward product y = x Wᵀ: nr output features side by
 // side, depth along the columns. panel_n: out[(r - row0) * nr + (c - col0)] = W(r, c) for dx = dy W: nr columns side by
 // side, depth along the rows. nr is a multiple of 16; entries beyond rows_/cols_ on the nr side are zero. For tiles
-// row0 is a multiple of 16, and col0 a multiple of 16 (or any multiple of 8 for panel_t).
+// row0 and col0 are multiples of 16.
 // panel_t: 0 < rows <= nr, any cols. panel_n: 0 < cols <= nr, any rows. row0 + rows <= w.rows, col0 + cols <= w.cols.
 struct PanelArgs {
   WeightView w;
@@ -83,6 +88,8 @@ using QuantizeI8Fn = void (*)(const QuantizeI8Args&) noexcept;
 
 // y[i, r] (+)= sum over groups g (in order) of (w_scale * x_scale) * float(sum_k code_w code_x - zero * x_sum): integer
 // sums inside a group are exact, one fma per group joins them: acc = fma(w_scale * x_scale, float(isum), acc). Any m.
+// Groups with a minimum have isum = sum_k code_w code_x, and a second fma per group, after the first one of that group:
+// acc = fma(min, x_scale * float(x_sum), acc).
 // The integer sum of one group fits in int32: |sum| <= 255 * 127 * group, so group <= 66000 columns.
 struct GemmI8Args {
   WeightView w;
@@ -132,12 +139,14 @@ struct GemmBf16Args {
 };
 using GemmBf16Fn = void (*)(const GemmBf16Args&) noexcept;
 
-// Row-major u8 codes -> tile codes and back. zeros (tile order) fill the padding columns; padding rows get code 0.
+// Row-major u8 codes -> tile codes and back. zeros (tile order; null: `zero` everywhere) fill the padding columns; padding
+// rows get code 0.
 struct PackCodesArgs {
   int64_t rows, cols;
   const uint8_t* codes;  // [rows][cols], each < 2^bits
-  const uint8_t* zeros;  // [tiles][groups][16]
+  const uint8_t* zeros;  // [tiles][groups][16], or null
   int64_t group, groups, steps;
+  int32_t zero;
   uint8_t* out;
 };
 using PackCodesFn = void (*)(const PackCodesArgs&) noexcept;

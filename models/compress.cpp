@@ -254,7 +254,7 @@ class Compressor {
   }
 
   void put_quantized(Weight& w, const QuantizedMatrix& q) {
-    TileStorage tiles = pack_tiles(ctx_.kernels, q.bits > 4 ? WeightFormat::q8 : WeightFormat::q4, q.rows, q.cols,
+    TileStorage tiles = pack_tiles(ctx_.kernels, tile_format(q.bits), q.rows, q.cols,
                                    q.groups == 1 ? 0 : q.group, q.codes.data(), q.zeros.data(), q.scales_f16.data(), nullptr,
                                    ctx_.budget);
     if (!q.perm.empty()) {

@@ -240,7 +240,8 @@ class Loader {
       perm = static_cast<int32_t*>(model_.store.allocate(q.perm.size() * sizeof(int32_t)));
       std::memcpy(perm, q.perm.data(), q.perm.size() * sizeof(int32_t));
     }
-    const WeightFormat format = q.bits <= 4 ? WeightFormat::q4 : WeightFormat::q8;
+    WeightFormat format = tile_format(q.bits);
+    if (group % tile_col_align(format) != 0) format = WeightFormat::q4;  // 2 bits in odd multiples of 8
     for (size_t part = 0; part < rule.roles.size(); ++part) {
       const Role role = rule.roles[part];
       const RoleShape s = role_shape(model_.config, role);

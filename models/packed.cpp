@@ -53,7 +53,7 @@ PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t la
   m.scales.resize(m.zeros.size());
   for (size_t part = 0; part < rule.roles.size(); ++part) {
     const Weight& w = model.weights.at(rule.roles[part], layer);
-    THIMBLE_CHECK(w.cols == m.in && w.group == first.group && !w.scale_f32 && (w.perm != nullptr) == (m.perm != nullptr));
+    THIMBLE_CHECK(w.cols == m.in && w.group == first.group && !w.scale_f32 && !w.mins && (w.perm != nullptr) == (m.perm != nullptr));
     THIMBLE_CHECK(!m.perm || std::equal(m.perm, m.perm + m.in, w.perm));
     const TileGeometry g = w.geometry();
     const auto* codes = static_cast<const uint8_t*>(w.data);
@@ -61,18 +61,13 @@ PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t la
     for (int64_t r = 0; r < w.rows; ++r) {
       const int64_t to = file_row(model.config, rule, part, r), tile = r / kTileRows, lane = r % kTileRows;
       for (int64_t c = 0; c < m.in; ++c) {
-        uint8_t code;
-        if (w.format == WeightFormat::q8) {
-          code = codes[(tile * g.steps + c / 4) * 64 + lane * 4 + c % 4];
-        } else {
-          const uint8_t pair = codes[(tile * g.steps + c / 8) * 64 + lane * 4 + c % 4];
-          code = c % 8 < 4 ? pair & 15 : pair >> 4;
-        }
-        m.codes[at(to * m.in + c)] = code;
+        const CodePlace place = code_place(w.format, lane, c);
+        const int mask = (1 << format_bits(w.format)) - 1;
+        m.codes[at(to * m.in + c)] = static_cast<uint8_t>(codes[tile * g.steps * 64 + place.byte] >> place.shift & mask);
       }
       for (int64_t k = 0; k < m.groups; ++k) {
         m.scales[at(to * m.groups + k)] = scales[(tile * g.groups + k) * kTileRows + lane];
-        m.zeros[at(to * m.groups + k)] = w.zeros[(tile * g.groups + k) * kTileRows + lane];
+        m.zeros[at(to * m.groups + k)] = tile_zero(w, g, r, k);
       }
     }
   }

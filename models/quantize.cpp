@@ -23,20 +23,16 @@ void release_weight_pages(const Weight& weight) {
 
 LoadFormat parse_load_format(const std::string& text) {
   if (text.empty() || text == "stored") return {};
-  LoadFormat f;
-  const auto fail = [&]() {
-    throw Error(ErrorCode::usage, "--load-as: unknown format \"" + text + "\"", "valid: stored, q8, q4, and with a group: q4-g32, q4-g64, q4-g128, q4-row");
-  };
-  const std::string head = text.substr(0, 2);
-  f.bits = head == "q8" ? 8 : head == "q4" ? 4 : 0;
-  if (f.bits == 0) fail();
-  const std::string tail = text.substr(2);
-  if (tail.empty() || tail == "-g128") f.group = 128;
-  else if (tail == "-g64") f.group = 64;
-  else if (tail == "-g32") f.group = 32;
-  else if (tail == "-row") f.group = 0;
-  else fail();
-  return f;
+  for (const int bits : {8, 4, 2})
+    for (const char* group : {"", "-g128", "-g64", "-g32", "-row"})
+      for (const GroupKind kind : {GroupKind::zero_points, GroupKind::symmetric, GroupKind::minimum}) {
+        const char* const kinds[] = {"", "-sym", "-min"};
+        if (text != fmt::format("q{}{}{}", bits, group, kinds[static_cast<int>(kind)])) continue;
+        const std::string name = group;
+        return {bits, name == "-row" ? 0 : name.empty() ? 128 : std::stoll(name.substr(2)), kind};
+      }
+  throw Error(ErrorCode::usage, "--load-as: unknown format \"" + text.substr(0, 80) + "\"",
+              "valid: stored, q8, q4, q2; with a group: q4-g32, q4-g64, q4-g128, q4-row; and a kind: q4-g32-sym, q4-g32-min");
 }
 
 void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget) {
@@ -46,15 +42,27 @@ void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& 
     if (!role_is_layer(role) || role_shape(model.config, role).vector || is_tiled(w.format) || w.grad) return;
     values.resize(static_cast<size_t>(w.numel()));
     dequantize(kernels, w, values.data());
-    const QuantizedMatrix q = quantize_rtn(values.data(), w.rows, w.cols, format.bits, format.group, false);
-    TileStorage tiles = pack_tiles(kernels, format.bits == 8 ? WeightFormat::q8 : WeightFormat::q4, w.rows, w.cols,
-                                   q.groups == 1 ? 0 : format.group, q.codes.data(), q.zeros.data(), q.scales_f16.data(), nullptr, budget);
+    const bool has_min = format.kind == GroupKind::minimum;
+    const QuantizedMatrix q = has_min ? quantize_rtn_min(values.data(), w.rows, w.cols, format.bits, format.group, 1)
+                                      : quantize_rtn(values.data(), w.rows, w.cols, format.bits, format.group,
+                                                     format.kind == GroupKind::symmetric);
+    TileSource source;
+    source.rows = w.rows;
+    source.cols = w.cols;
+    source.group = q.groups == 1 ? 0 : format.group;
+    source.codes = q.codes.data();
+    source.scales = q.scales_f16.data();
+    source.zeros = has_min ? nullptr : q.zeros.data();
+    source.mins = has_min ? q.mins_f16.data() : nullptr;
+    TileStorage tiles = pack_tiles(kernels, tile_format(format.bits), source, budget);
     release_weight_pages(w);
     w = tiles.weight;
     model.store.adopt(std::move(tiles.buffer));
   });
-  model.quantization = fmt::format("rtn {}-bit {} asym, packed while loading", format.bits,
-                                   format.group > 0 ? "g" + std::to_string(format.group) : "row");
+  const char* const kinds[] = {"asym", "sym", "min"};
+  model.quantization = fmt::format("rtn {}-bit {} {}, packed while loading", format.bits,
+                                   format.group > 0 ? "g" + std::to_string(format.group) : "row",
+                                   kinds[static_cast<int>(format.kind)]);
 }
 
 }  // namespace thimble

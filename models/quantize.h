@@ -1,4 +1,4 @@
-// Packs the linear weights of a loaded model into q8 or q4 tiles, round to nearest: the quick way to a small base for
+// Packs the linear weights of a loaded model into q8, q4 or q2 tiles, round to nearest: the quick way to a small base for
 // adapters and decoding. Embeddings, head and norms stay as they are.
 #pragma once
 
@@ -10,11 +10,13 @@
 namespace thimble {
 
 struct LoadFormat {
-  int bits = 0;       // 0: as stored; 8 or 4
+  int bits = 0;       // 0: as stored; 8, 4 or 2
   int64_t group = 0;  // columns per scale; 0: one per row
+  GroupKind kind = GroupKind::zero_points;
 };
 
-// "" or "stored"; "q8", "q4" (group 128), "q8-row", "q4-g32", "q4-g64", ... Throws usage, listing the forms.
+// "" or "stored"; "q8", "q4", "q2" (group 128), "q8-row", "q4-g32", "q4-g64", ..., and with a kind: "q4-g32-sym", "-min".
+// Throws usage, listing the forms.
 LoadFormat parse_load_format(const std::string& text);
 
 // Weights that are packed already, and trainable models, are left alone. One matrix at a time is unpacked in f32.

@@ -39,7 +39,7 @@ void fill_rows(Weight& w, void* data, float spread, FastRandom& random) {
 }
 
 // Random bytes are random codes. Padding rows get scale 0, padding columns the code of the zero point
-// (weight_format.h).
+// (weight_format.h). The zero point is the middle of the codes for every kind, a minimum stands for the same.
 void fill_tiles(Weight& w, void* data, float deviation, FastRandom& random) {
   const TileGeometry g = w.geometry();
   auto* codes = static_cast<uint8_t*>(data);
@@ -47,25 +47,33 @@ void fill_tiles(Weight& w, void* data, float deviation, FastRandom& random) {
     const uint64_t draw = random.next();
     std::memcpy(codes + i, &draw, 8);  // code_bytes is a multiple of 64
   }
-  const bool q8 = w.format == WeightFormat::q8;
-  const uint8_t zero = q8 ? 128 : 8;
+  const auto bits = static_cast<int>(format_bits(w.format));
+  const bool has_min = w.kind == GroupKind::minimum;
+  const auto middle = static_cast<uint8_t>(1 << (bits - 1)), padding = has_min ? uint8_t{0} : middle;
   for (int64_t c = w.cols; c < g.padded_cols; ++c)
     for (int64_t tile = 0; tile < g.tiles; ++tile)
       for (int64_t lane = 0; lane < kTileRows; ++lane) {
-        const int64_t per_lane = q8 ? 4 : 8, within = c % per_lane;
-        uint8_t& byte = codes[((tile * g.steps + c / per_lane) * kTileRows + lane) * 4 + within % 4];
-        byte = q8 ? zero : within < 4 ? uint8_t((byte & 0xF0) | zero) : uint8_t((byte & 0x0F) | zero << 4);
+        const CodePlace place = code_place(w.format, lane, c);
+        uint8_t& byte = codes[tile * g.steps * 64 + place.byte];
+        byte = static_cast<uint8_t>((byte & ~(((1 << bits) - 1) << place.shift)) | padding << place.shift);
       }
   auto* scales = reinterpret_cast<uint16_t*>(codes + g.code_bytes);
-  uint8_t* zeros = codes + g.code_bytes + g.scale_bytes;
-  const uint16_t scale = f16_of(deviation * 3.5f / (q8 ? 255.0f : 15.0f));
+  uint8_t* offsets = codes + g.code_bytes + g.scale_bytes;
+  const float step = deviation * 3.5f / static_cast<float>((1 << bits) - 1);
+  const uint16_t scale = f16_of(step), min = f16_of(-step * middle);
   for (int64_t tile = 0; tile < g.tiles; ++tile)
     for (int64_t group = 0; group < g.groups; ++group)
-      for (int64_t lane = 0; lane < kTileRows; ++lane)
-        scales[(tile * g.groups + group) * kTileRows + lane] = tile * kTileRows + lane < w.rows ? scale : 0;
-  std::memset(zeros, zero, g.zero_bytes);
+      for (int64_t lane = 0; lane < kTileRows; ++lane) {
+        const int64_t at = (tile * g.groups + group) * kTileRows + lane;
+        const bool inside = tile * kTileRows + lane < w.rows;
+        scales[at] = inside ? scale : 0;
+        if (has_min) reinterpret_cast<uint16_t*>(offsets)[at] = inside ? min : 0;
+      }
   w.scales = scales;
-  w.zeros = zeros;
+  w.zero = w.kind == GroupKind::symmetric ? middle : uint8_t{0};
+  w.mins = has_min ? offsets : nullptr;
+  w.zeros = w.kind == GroupKind::zero_points ? offsets : nullptr;
+  if (w.zeros) std::memset(offsets, middle, g.offset_bytes);
 }
 
 // The weight of a role without data; format and group as it will be stored.
@@ -76,6 +84,7 @@ Weight empty_weight(const RoleShape& shape, const StoredFormat& format) {
   if (shape.vector) return w;
   w.format = format.format;
   w.group = is_tiled(w.format) ? format.group : 0;
+  w.kind = format.kind;
   return w;
 }
 
@@ -94,19 +103,21 @@ void for_each_role(const ModelConfig& config, Fn&& fn) {
 StoredFormat parse_stored_format(const std::string& text) {
   for (const WeightFormat f : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16})
     if (text == format_name(f)) return {f, 0};
-  for (const WeightFormat f : {WeightFormat::q8, WeightFormat::q4}) {
-    const std::string name = format_name(f);
-    if (text == name) return {f, 128};
+  for (const WeightFormat f : {WeightFormat::q8, WeightFormat::q4, WeightFormat::q2}) {
+    if (text == format_name(f)) return {f, 128};
     for (const int64_t group : {128, 64, 32, 0})
-      if (text == stored_format_name({f, group})) return {f, group};
+      for (const GroupKind kind : {GroupKind::zero_points, GroupKind::symmetric, GroupKind::minimum})
+        if (text == stored_format_name({f, group, kind})) return {f, group, kind};
   }
   throw Error(ErrorCode::usage, "--format: unknown format \"" + text + "\"",
-              "valid: f32, f16, bf16, q8, q4, and with a group: q8_g128, q4_g128, q4_g64, q4_g32, q4_row");
+              "valid: f32, f16, bf16, q8, q4, q2; with a group: q8_g128, q4_g128, q4_g64, q4_g32, q4_row; and a kind: q4_g32_sym, "
+              "q4_g32_min");
 }
 
 std::string stored_format_name(const StoredFormat& format) {
   std::string name = format_name(format.format);
   if (is_tiled(format.format)) name += format.group > 0 ? "_g" + std::to_string(format.group) : "_row";
+  if (format.kind != GroupKind::zero_points) name += format.kind == GroupKind::symmetric ? "_sym" : "_min";
   return name;
 }
 

@@ -29,16 +29,17 @@ class FastRandom {  // splitmix64: filling a gigabyte must not take longer than 
 struct StoredFormat {
   WeightFormat format = WeightFormat::f32;
   int64_t group = 0;  // of tiles: columns per scale; 0: one per row
+  GroupKind kind = GroupKind::zero_points;
 };
-// "f32", "f16", "bf16"; "q8_g128", "q4_g32", "q4_row", ... ("q8" and "q4" mean groups of 128). Throws usage, with the
-// list.
+// "f32", "f16", "bf16"; "q8_g128", "q4_g32", "q2_row", ... ("q8", "q4" and "q2" mean groups of 128), and with a kind:
+// "q4_g32_sym", "q4_g32_min". Throws usage, with the list.
 StoredFormat parse_stored_format(const std::string& text);
 std::string stored_format_name(const StoredFormat& format);
 
 // Bytes of the weights of a shape in that format; vectors are f32.
 int64_t random_model_bytes(const ModelConfig& config, const StoredFormat& format);
 
-// Fills a matrix whose rows, cols, format and group are set, with f16 scales for tiles; `data` holds w.stored_bytes().
+// Fills a matrix whose rows, cols, format, group and kind are set, with f16 scales for tiles; `data` holds w.stored_bytes().
 // Values have a deviation of about 1 / sqrt(cols), which keeps activations in range through many layers; never zeros,
 // which show a wrong clock.
 void fill_random(Weight& w, void* data, uint64_t seed);

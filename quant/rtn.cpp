@@ -27,6 +27,20 @@ void for_each_group(int64_t rows, int64_t cols, int64_t group, int threads, Fn&&
   });
 }
 
+// Without codes' offsets: zeros or minima are the caller's.
+QuantizedMatrix empty_matrix(int64_t rows, int64_t cols, int bits, int64_t group) {
+  THIMBLE_CHECK(bits >= 2 && bits <= 8 && rows > 0 && cols > 0 && group >= 0);
+  QuantizedMatrix q;
+  q.rows = rows;
+  q.cols = cols;
+  q.bits = bits;
+  q.group = group > 0 ? group : cols;
+  q.groups = (cols + q.group - 1) / q.group;
+  q.codes.resize(static_cast<size_t>(rows * cols));
+  q.scales_f16.resize(static_cast<size_t>(rows * q.groups));
+  return q;
+}
+
 }  // namespace
 
 float f16_value(uint16_t bits) {
@@ -87,17 +101,9 @@ QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, int bit
 
 QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, const WeightSpec& spec, const float* shrink,
                              int threads) {
-  THIMBLE_CHECK(spec.bits >= 2 && spec.bits <= 8 && rows > 0 && cols > 0 && spec.group >= 0);
   check_finite(w, rows * cols);
-  QuantizedMatrix q;
-  q.rows = rows;
-  q.cols = cols;
-  q.bits = spec.bits;
-  q.group = spec.group > 0 ? spec.group : cols;
-  q.groups = (cols + q.group - 1) / q.group;
-  q.codes.resize(static_cast<size_t>(rows * cols));
-  q.zeros.resize(static_cast<size_t>(rows * q.groups));
-  q.scales_f16.resize(q.zeros.size());
+  QuantizedMatrix q = empty_matrix(rows, cols, spec.bits, spec.group);
+  q.zeros.resize(q.scales_f16.size());
   for_each_group(rows, cols, q.group, threads, [&](int64_t r, int64_t g, int64_t first, int64_t n) {
     const auto at = static_cast<size_t>(r * q.groups + g);
     const float* x = w + r * cols + first;
@@ -106,6 +112,26 @@ QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, const W
     q.zeros[at] = static_cast<uint8_t>(grid.zero);
     uint8_t* codes = &q.codes[static_cast<size_t>(r * cols + first)];
     for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(grid.code(x[i]));
+  });
+  return q;
+}
+
+QuantizedMatrix quantize_rtn_min(const float* w, int64_t rows, int64_t cols, int bits, int64_t group, int threads) {
+  check_finite(w, rows * cols);
+  QuantizedMatrix q = empty_matrix(rows, cols, bits, group);
+  q.mins_f16.resize(q.scales_f16.size());
+  const float levels = static_cast<float>((1 << bits) - 1);
+  for_each_group(rows, cols, q.group, threads, [&](int64_t r, int64_t g, int64_t first, int64_t n) {
+    const auto at = static_cast<size_t>(r * q.groups + g);
+    const float* x = w + r * cols + first;
+    const auto [low, high] = std::minmax_element(x, x + n);
+    q.mins_f16[at] = f16_bits(std::clamp(*low, -65504.0f, 65504.0f));
+    const float min = f16_value(q.mins_f16[at]);
+    q.scales_f16[at] = f16_bits(std::clamp((*high - min) / levels, 0.0f, 65504.0f));
+    const float scale = f16_value(q.scales_f16[at]), inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    uint8_t* codes = &q.codes[static_cast<size_t>(r * cols + first)];
+    for (int64_t i = 0; i < n; ++i)
+      codes[i] = static_cast<uint8_t>(std::clamp(std::nearbyint((x[i] - min) * inverse), 0.0f, levels));
   });
   return q;
 }
@@ -125,7 +151,9 @@ std::vector<float> dequantize(const QuantizedMatrix& q) {
     for (int64_t c = 0; c < q.cols; ++c) {
       const auto at = static_cast<size_t>(r * q.cols + c), group = static_cast<size_t>(r * q.groups + c / q.group);
       const auto to = static_cast<size_t>(r * q.cols + (q.perm.empty() ? c : q.perm[static_cast<size_t>(c)]));
-      w[to] = f16_value(q.scales_f16[group]) * (float(q.codes[at]) - float(q.zeros[group]));
+      const float scale = f16_value(q.scales_f16[group]);
+      w[to] = q.mins_f16.empty() ? scale * (float(q.codes[at]) - float(q.zeros[group]))
+                                 : std::fma(scale, float(q.codes[at]), f16_value(q.mins_f16[group]));
     }
   return w;
 }

@@ -15,7 +15,8 @@ struct QuantizedMatrix {
   int64_t rows = 0, cols = 0, group = 0, groups = 0;  // group: columns per group
   int bits = 0;
   std::vector<uint8_t> codes;        // [rows][cols]
-  std::vector<uint8_t> zeros;        // [rows][groups]
+  std::vector<uint8_t> zeros;        // [rows][groups]; empty when there are minima
+  std::vector<uint16_t> mins_f16;    // [rows][groups]: w = scale * code + min; else empty
   std::vector<uint16_t> scales_f16;  // [rows][groups]
   std::vector<int32_t> perm;         // act-order: column c of codes is input perm[c]; empty: identity
 };
@@ -42,6 +43,9 @@ QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, int bit
 // The same over threads; shrink: [rows][groups], null: none.
 QuantizedMatrix quantize_rtn(const float* w, int64_t rows, int64_t cols, const WeightSpec& spec, const float* shrink,
                              int threads);
+
+// With a minimum per group instead of a zero point: the grid spans exactly the weights of the group, 0 need not be on it.
+QuantizedMatrix quantize_rtn_min(const float* w, int64_t rows, int64_t cols, int bits, int64_t group, int threads);
 
 // choose_shrink of every group: [rows][groups].
 std::vector<float> clip_ranges(const float* w, int64_t rows, int64_t cols, const WeightSpec& spec, int threads);

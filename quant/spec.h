@@ -8,7 +8,7 @@
 namespace thimble {
 
 struct WeightSpec {
-  int bits = 4;           // 8, 4, 3 or 2. 3 and 2 bits lie in 4-bit fields in memory
+  int bits = 4;           // 8, 4, 3 or 2. Codes of 3 bits lie in 4-bit fields in memory; in GPTQ files they take 3 bits
   int64_t group = 128;    // columns per scale; 0: one scale per row
   bool symmetric = false;
 

@@ -1,7 +1,7 @@
 // The plan of a product C[m, n] (+)= A[m, depth] B[depth, n]. The grid of chunks is columns of B (packed blocks) by rows of
 // A, from the shape and the table's block sizes alone. A chunk goes through the depth in slices: it packs its columns of B
 // into this thread's panels once per slice, then sweeps its rows in sub-blocks of A that stay in the second-level cache.
-// Slices continue the chains through C. W8/W4 with int8 activations need no panels: the kernel reads the tiles.
+// Slices continue the chains through C. Tiles with int8 activations need no panels: the kernel reads the tiles.
 #include "tensor/gemm.h"
 
 #include <algorithm>
@@ -153,6 +153,7 @@ PanelFn panel_t(const KernelTable& k, WeightFormat f) {
     case WeightFormat::bf16: return k.panel_t_bf16;
     case WeightFormat::q8: return k.panel_t_q8;
     case WeightFormat::q4: return k.panel_t_q4;
+    case WeightFormat::q2: return k.panel_t_q2;
     default: return k.panel_t_f32;
   }
 }
@@ -162,6 +163,7 @@ PanelFn panel_n(const KernelTable& k, WeightFormat f) {
     case WeightFormat::bf16: return k.panel_n_bf16;
     case WeightFormat::q8: return k.panel_n_q8;
     case WeightFormat::q4: return k.panel_n_q4;
+    case WeightFormat::q2: return k.panel_n_q2;
     default: return k.panel_n_f32;
   }
 }
@@ -171,6 +173,7 @@ GemvFn gemv_of(const KernelTable& k, WeightFormat f) {
     case WeightFormat::bf16: return k.gemv_bf16;
     case WeightFormat::q8: return k.gemv_q8;
     case WeightFormat::q4: return k.gemv_q4;
+    case WeightFormat::q2: return k.gemv_q2;
     default: return k.gemv_f32;
   }
 }
@@ -242,21 +245,21 @@ void run_thin_columns(const GemmExec& exec, int64_t m, const float* dy, int64_t 
 constexpr int64_t kQuantizeRows = 16;
 constexpr int64_t kCodesPerBlock = 384 * 1024;  // bytes of activation codes per sweep
 
-int64_t padded_cols(const WeightView& w) { return round_up(w.cols, kTileColAlign); }
-size_t codes_bytes(int64_t m, const WeightView& w) {
-  return static_cast<size_t>(round_up(m * padded_cols(w), kAlign));
+int64_t padded_cols(WeightFormat format, const WeightView& w) { return w.steps * step_columns(format); }
+size_t codes_bytes(int64_t m, WeightFormat format, const WeightView& w) {
+  return static_cast<size_t>(round_up(m * padded_cols(format, w), kAlign));
 }
-size_t int8_bytes(int64_t m, const WeightView& w) {
-  return codes_bytes(m, w) + static_cast<size_t>(m * w.groups) * (sizeof(float) + sizeof(int32_t)) + kAlign;
+size_t int8_bytes(int64_t m, WeightFormat format, const WeightView& w) {
+  return codes_bytes(m, format, w) + static_cast<size_t>(m * w.groups) * (sizeof(float) + sizeof(int32_t)) + kAlign;
 }
 
 void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
               float* y, int64_t ldy, bool accumulate) {
-  THIMBLE_CHECK(exec.scratch_bytes >= int8_bytes(m, w));
+  THIMBLE_CHECK(exec.scratch_bytes >= int8_bytes(m, format, w));
   const KernelTable& k = *exec.kernels;
-  const int64_t padded = padded_cols(w);
+  const int64_t padded = padded_cols(format, w);
   int8_t* const codes = aligned<int8_t>(exec.scratch);
-  float* const scales = reinterpret_cast<float*>(codes + codes_bytes(m, w));
+  float* const scales = reinterpret_cast<float*>(codes + codes_bytes(m, format, w));
   int32_t* const sums = reinterpret_cast<int32_t*>(scales + m * w.groups);
   {
     THIMBLE_ZONE(quantize_activations);
@@ -267,7 +270,7 @@ void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
                      scales + i * w.groups, sums + i * w.groups});
     });
   }
-  const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : k.gemm_q4_i8;
+  const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : format == WeightFormat::q4 ? k.gemm_q4_i8 : k.gemm_q2_i8;
   const int64_t block = std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
   const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
@@ -285,7 +288,7 @@ bool uses_int8(WeightFormat format, bool int8_act) { return int8_act && is_tiled
 
 size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w,
                              bool int8_act) {
-  if (uses_int8(format, int8_act)) return int8_bytes(m, w);
+  if (uses_int8(format, int8_act)) return int8_bytes(m, format, w);
   if (m <= kGemvRows) return 0;
   return plan_bytes(make_plan(kernels, m, w.rows, w.cols, false), threads);
 }

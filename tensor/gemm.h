@@ -17,7 +17,7 @@ struct GemmExec {
   size_t scratch_bytes;
 };
 
-// y[m, w.rows] (+)= x[m, w.cols] Wᵀ. int8_act (q8 and q4 only) quantizes x per row and weight group first.
+// y[m, w.rows] (+)= x[m, w.cols] Wᵀ. int8_act (tiles only) quantizes x per row and weight group first.
 size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w,
                              bool int8_act = false);
 void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,

@@ -161,6 +161,8 @@ PairPanelFn pairs_t(const KernelTable& k, WeightFormat f) {
       return k.pairs_t_q8;
     case WeightFormat::q4:
       return k.pairs_t_q4;
+    case WeightFormat::q2:
+      return k.pairs_t_q2;
     default:
       return k.pairs_t_f32;
   }
@@ -175,6 +177,8 @@ PairPanelFn pairs_n(const KernelTable& k, WeightFormat f) {
       return k.pairs_n_q8;
     case WeightFormat::q4:
       return k.pairs_n_q4;
+    case WeightFormat::q2:
+      return k.pairs_n_q2;
     default:
       return k.pairs_n_f32;
   }

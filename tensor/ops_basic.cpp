@@ -13,6 +13,7 @@ EmbedFn embed_kernel(const KernelTable& k, WeightFormat format) {
     case WeightFormat::bf16: return k.embed_bf16;
     case WeightFormat::q8: return k.embed_q8;
     case WeightFormat::q4: return k.embed_q4;
+    case WeightFormat::q2: return k.embed_q2;
     case WeightFormat::f32: break;
   }
   return k.embed_f32;

@@ -19,6 +19,7 @@ void init_embed(KernelTable& t) {
   t.embed_bf16 = embed<WeightFormat::bf16>;
   t.embed_q8 = embed<WeightFormat::q8>;
   t.embed_q4 = embed<WeightFormat::q4>;
+  t.embed_q2 = embed<WeightFormat::q2>;
 }
 
 }  // namespace thimble::ref

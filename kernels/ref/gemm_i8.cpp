@@ -1,5 +1,5 @@
 // y[i, r] (+)= sum_g (w_scale x_scale) (sum_k code_w code_x - zero x_sum): integer sums inside a group are exact, one fma
-// per group joins them in the order of the groups.
+// per group joins them in the order of the groups. Groups with a minimum add min (x_scale x_sum) by a second fma.
 #include <cmath>
 
 #include "kernels/ref/init.h"
@@ -19,8 +19,11 @@ void gemm_i8(const GemmI8Args& a) noexcept {
         int32_t sum = 0;
         for (int64_t c = begin; c < end; ++c)
           sum += static_cast<int32_t>(weight_code<F>(w, a.row0 + r, c)) * a.x[i * a.padded_cols + c];
-        sum -= static_cast<int32_t>(group_zero(w, a.row0 + r, g)) * a.x_sums[i * w.groups + g];
-        acc = std::fma(group_scale(w, a.row0 + r, g) * a.x_scales[i * w.groups + g], static_cast<float>(sum), acc);
+        const float x_scale = a.x_scales[i * w.groups + g];
+        const int32_t x_sum = a.x_sums[i * w.groups + g];
+        sum -= group_zero(w, a.row0 + r, g) * x_sum;
+        acc = std::fma(group_scale(w, a.row0 + r, g) * x_scale, static_cast<float>(sum), acc);
+        if (w.mins != nullptr) acc = std::fma(group_min(w, a.row0 + r, g), x_scale * static_cast<float>(x_sum), acc);
       }
       a.y[i * a.ldy + r] = acc;
     }
@@ -32,6 +35,7 @@ void gemm_i8(const GemmI8Args& a) noexcept {
 void init_gemm_i8(KernelTable& t) {
   t.gemm_q8_i8 = gemm_i8<WeightFormat::q8>;
   t.gemm_q4_i8 = gemm_i8<WeightFormat::q4>;
+  t.gemm_q2_i8 = gemm_i8<WeightFormat::q2>;
 }
 
 }  // namespace thimble::ref

@@ -25,6 +25,7 @@ void init_gemv(KernelTable& t) {
   t.gemv_bf16 = gemv<WeightFormat::bf16>;
   t.gemv_q8 = gemv<WeightFormat::q8>;
   t.gemv_q4 = gemv<WeightFormat::q4>;
+  t.gemv_q2 = gemv<WeightFormat::q2>;
 }
 
 }  // namespace thimble::ref

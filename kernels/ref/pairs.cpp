@@ -52,11 +52,13 @@ void init_pairs(KernelTable& t) {
   t.pairs_t_bf16 = pairs_t<WeightFormat::bf16>;
   t.pairs_t_q8 = pairs_t<WeightFormat::q8>;
   t.pairs_t_q4 = pairs_t<WeightFormat::q4>;
+  t.pairs_t_q2 = pairs_t<WeightFormat::q2>;
   t.pairs_n_f32 = pairs_n<WeightFormat::f32>;
   t.pairs_n_f16 = pairs_n<WeightFormat::f16>;
   t.pairs_n_bf16 = pairs_n<WeightFormat::bf16>;
   t.pairs_n_q8 = pairs_n<WeightFormat::q8>;
   t.pairs_n_q4 = pairs_n<WeightFormat::q4>;
+  t.pairs_n_q2 = pairs_n<WeightFormat::q2>;
   t.pairs_columns = pairs_columns;
 }
 

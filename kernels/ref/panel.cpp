@@ -29,11 +29,13 @@ void init_panel(KernelTable& t) {
   t.panel_t_bf16 = panel_t<WeightFormat::bf16>;
   t.panel_t_q8 = panel_t<WeightFormat::q8>;
   t.panel_t_q4 = panel_t<WeightFormat::q4>;
+  t.panel_t_q2 = panel_t<WeightFormat::q2>;
   t.panel_n_f32 = panel_n<WeightFormat::f32>;
   t.panel_n_f16 = panel_n<WeightFormat::f16>;
   t.panel_n_bf16 = panel_n<WeightFormat::bf16>;
   t.panel_n_q8 = panel_n<WeightFormat::q8>;
   t.panel_n_q4 = panel_n<WeightFormat::q4>;
+  t.panel_n_q2 = panel_n<WeightFormat::q2>;
 }
 
 }  // namespace thimble::ref

@@ -1,6 +1,7 @@
 // Single weights in every format, straight from weight_format.h: what the reference kernels read W(r, c) with.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -42,23 +43,26 @@ inline float f16_value(uint16_t h) {
 }
 
 // Where column c of lane r % 16 lies, and what its group's parameters are.
-inline uint32_t q8_code(const void* codes, int64_t steps, int64_t r, int64_t c) {
-  return static_cast<const uint8_t*>(codes)[(r / 16 * steps + c / 4) * 64 + r % 16 * 4 + c % 4];
-}
-inline uint32_t q4_code(const void* codes, int64_t steps, int64_t r, int64_t c) {
-  const uint32_t byte = static_cast<const uint8_t*>(codes)[(r / 16 * steps + c / 8) * 64 + r % 16 * 4 + c % 4];
-  return c % 8 < 4 ? byte & 15u : byte >> 4;
+inline uint32_t tile_code(WeightFormat f, const void* codes, int64_t steps, int64_t r, int64_t c) {
+  const CodePlace place = code_place(f, r % 16, c);
+  const uint32_t byte = static_cast<const uint8_t*>(codes)[r / 16 * steps * 64 + place.byte];
+  return byte >> place.shift & ((1u << format_bits(f)) - 1);
 }
 inline int64_t group_index(const WeightView& w, int64_t r, int64_t g) { return (r / 16 * w.groups + g) * 16 + r % 16; }
-inline float group_scale(const WeightView& w, int64_t r, int64_t g) {
-  const int64_t i = group_index(w, r, g);
-  return w.scale_f32 != 0 ? static_cast<const float*>(w.scales)[i] : f16_value(static_cast<const uint16_t*>(w.scales)[i]);
+inline float group_parameter(const WeightView& w, const void* values, int64_t i) {
+  return w.scale_f32 != 0 ? static_cast<const float*>(values)[i] : f16_value(static_cast<const uint16_t*>(values)[i]);
 }
-inline uint32_t group_zero(const WeightView& w, int64_t r, int64_t g) { return w.zeros[group_index(w, r, g)]; }
+inline float group_scale(const WeightView& w, int64_t r, int64_t g) { return group_parameter(w, w.scales, group_index(w, r, g)); }
+inline int32_t group_zero(const WeightView& w, int64_t r, int64_t g) {
+  return w.zeros != nullptr ? w.zeros[group_index(w, r, g)] : w.zero;
+}
+inline float group_min(const WeightView& w, int64_t r, int64_t g) {
+  return w.mins != nullptr ? group_parameter(w, w.mins, group_index(w, r, g)) : 0.0f;
+}
 
 template <WeightFormat F>
 uint32_t weight_code(const WeightView& w, int64_t r, int64_t c) {
-  return F == WeightFormat::q8 ? q8_code(w.data, w.steps, r, c) : q4_code(w.data, w.steps, r, c);
+  return tile_code(F, w.data, w.steps, r, c);
 }
 
 // W(r, c) as f32; a code's value is rounded once.
@@ -72,8 +76,8 @@ float weight(const WeightView& w, int64_t r, int64_t c) {
     return bf16_value(static_cast<const uint16_t*>(w.data)[r * w.ld + c]);
   } else {
     const int64_t g = c / w.group;
-    const float code = static_cast<float>(weight_code<F>(w, r, c)), zero = static_cast<float>(group_zero(w, r, g));
-    return group_scale(w, r, g) * (code - zero);
+    const int32_t code = static_cast<int32_t>(weight_code<F>(w, r, c));
+    return std::fma(group_scale(w, r, g), static_cast<float>(code - group_zero(w, r, g)), group_min(w, r, g));
   }
 }
 

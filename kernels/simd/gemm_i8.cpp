@@ -1,9 +1,11 @@
 // y[i, r] (+)= sum_g (w_scale x_scale) (sum_k code_w code_x - zero x_sum), codes of W unsigned, of x signed. Lanes are
 // output rows; one 32-bit lane holds four codes of consecutive columns and meets the same four activations, broadcast. A
-// register tile of kRows rows of x by kStrips strips has an int32 and an f32 accumulator per vector; nibbles are split in
-// registers. Integer sums are exact on every path, one fma per group joins them, so all tiers agree bit for bit.
-//   VNNI: vpdpbusd. Without: maddubs for 4-bit codes (15 * 127 * 2 fits in int16; it would saturate for 8-bit ones), and
-//   8-bit codes widened to 16 bits as even and odd columns.
+// register tile of kRows rows of x by kStrips strips has an int32 and an f32 accumulator per vector; fields of 4 and 2
+// bits are split in registers. The integer sums of a group start at -zero x_sum, so that an offset costs the loop nothing
+// (a symmetric one is a broadcast); a minimum is one fma per group, of x_scale x_sum. Integer sums are exact on every path
+// and joined in one order, so all tiers agree bit for bit.
+//   VNNI: vpdpbusd. Without: maddubs for 4 and 2-bit codes (4 * 15 * 127 fits in int16; it would saturate for 8-bit ones),
+//   and 8-bit codes widened to 16 bits as even and odd columns.
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
 #include "kernels/simd/unroll.h"
@@ -58,36 +60,41 @@ inline vi even_signed(vi v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 
 inline vi odd_signed(vi v) { return _mm256_srai_epi16(v, 8); }
 #endif
 
-// One step (4 columns of q8, 8 of q4) of R rows and T strips.
+template <WeightFormat F>
+constexpr int kFields = static_cast<int>(kStepColumns<F> / 4);
+
+// Field I of the bytes: four columns per lane.
+template <WeightFormat F, int I>
+[[gnu::always_inline]] inline vi field(vi words) {
+  constexpr int kBits = static_cast<int>(format_bits(F));
+  if constexpr (F == WeightFormat::q8) {
+    return words;
+  } else {
+    return and_i(I == 0 ? words : shift_right(words, kBits * I), set1_i(((1 << kBits) - 1) * 0x01010101));
+  }
+}
+
+// One step (4 columns of q8, 8 of q4, 16 of q2) of R rows and T strips.
 template <WeightFormat F, int R, int T>
 [[gnu::always_inline]] inline void step(const uint8_t* const* codes, const int8_t* x, int64_t ldx, vi (*acc)[T]) {
   vi words[T];
   unroll<T>([&](auto t) __attribute__((always_inline)) { words[decltype(t)::value] = load_i(codes[decltype(t)::value]); });
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-  if constexpr (F == WeightFormat::q8) {
-    unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const vi s = set1_i(load_word(x + decltype(i)::value * ldx));
-      unroll<T>([&](auto t) __attribute__((always_inline)) {
-        vi& sum = acc[decltype(i)::value][decltype(t)::value];
-        sum = dot(sum, words[decltype(t)::value], s);
-      });
-    });
-  } else {
-    vi low[T], high[T];
+  vi fields[kFields<F>][T];
+  unroll<kFields<F>>([&](auto f) __attribute__((always_inline)) {
     unroll<T>([&](auto t) __attribute__((always_inline)) {
-      low[decltype(t)::value] = and_i(words[decltype(t)::value], set1_i(0x0F0F0F0F));
-      high[decltype(t)::value] = and_i(shift_right(words[decltype(t)::value], 4), set1_i(0x0F0F0F0F));
+      fields[decltype(f)::value][decltype(t)::value] = field<F, decltype(f)::value>(words[decltype(t)::value]);
     });
-    unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const int8_t* p = x + decltype(i)::value * ldx;
-      const vi s = set1_i(load_word(p)), s4 = set1_i(load_word(p + 4));
+  });
+  unroll<R>([&](auto i) __attribute__((always_inline)) {
+    unroll<kFields<F>>([&](auto f) __attribute__((always_inline)) {
+      const vi s = set1_i(load_word(x + decltype(i)::value * ldx + 4 * decltype(f)::value));
       unroll<T>([&](auto t) __attribute__((always_inline)) {
         vi& sum = acc[decltype(i)::value][decltype(t)::value];
-        sum = dot(sum, low[decltype(t)::value], s);
-        sum = dot(sum, high[decltype(t)::value], s4);
+        sum = dot(sum, fields[decltype(f)::value][decltype(t)::value], s);
       });
     });
-  }
+  });
 #else
   if constexpr (F == WeightFormat::q8) {
     vi even[T], odd[T];
@@ -104,18 +111,25 @@ template <WeightFormat F, int R, int T>
       });
     });
   } else {
-    vi low[T], high[T];
-    unroll<T>([&](auto t) __attribute__((always_inline)) {
-      low[decltype(t)::value] = and_i(words[decltype(t)::value], set1_i(0x0F0F0F0F));
-      high[decltype(t)::value] = and_i(shift_right(words[decltype(t)::value], 4), set1_i(0x0F0F0F0F));
+    vi fields[kFields<F>][T];
+    unroll<kFields<F>>([&](auto f) __attribute__((always_inline)) {
+      unroll<T>([&](auto t) __attribute__((always_inline)) {
+        fields[decltype(f)::value][decltype(t)::value] = field<F, decltype(f)::value>(words[decltype(t)::value]);
+      });
     });
     unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const int8_t* p = x + decltype(i)::value * ldx;
-      const vi s = set1_i(load_word(p)), s4 = set1_i(load_word(p + 4));
+      vi pairs[T];
+      unroll<kFields<F>>([&](auto f) __attribute__((always_inline)) {
+        constexpr int n = decltype(f)::value;
+        const vi s = set1_i(load_word(x + decltype(i)::value * ldx + 4 * n));
+        unroll<T>([&](auto t) __attribute__((always_inline)) {
+          const vi product = multiply_bytes(fields[n][decltype(t)::value], s);
+          pairs[decltype(t)::value] = n == 0 ? product : add_i16(pairs[decltype(t)::value], product);
+        });
+      });
       unroll<T>([&](auto t) __attribute__((always_inline)) {
         vi& sum = acc[decltype(i)::value][decltype(t)::value];
-        const vi pairs = add_i16(multiply_bytes(low[decltype(t)::value], s), multiply_bytes(high[decltype(t)::value], s4));
-        sum = add_i(sum, madd_i16(pairs, ones_i16()));
+        sum = add_i(sum, madd_i16(pairs[decltype(t)::value], ones_i16()));
       });
     });
   }
@@ -123,7 +137,7 @@ template <WeightFormat F, int R, int T>
 }
 
 // R rows of x from row i on by T strips from row r of the weights on; the last strip has n rows inside the matrix.
-template <WeightFormat F, int R, int T>
+template <WeightFormat F, GroupKind K, int R, int T>
 void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
   const WeightView& w = a.w;
   const int64_t ldx = a.padded_cols, steps_per_group = w.group / kStepColumns<F>;
@@ -132,8 +146,10 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
   const int32_t* x_sums = a.x_sums + i0 * w.groups;
   float* y = a.y + i0 * a.ldy + r0;
   const uint8_t* codes[T];
+  int64_t parameters[T];
   unroll<T>([&](auto t) __attribute__((always_inline)) {
     codes[decltype(t)::value] = strip_codes(w, a.row0 + r0 + decltype(t)::value * kLanes);
+    parameters[decltype(t)::value] = strip_parameter(w, a.row0 + r0 + decltype(t)::value * kLanes, 0);
   });
   vf acc[R][T];
   unroll<R>([&](auto i) __attribute__((always_inline)) {
@@ -147,27 +163,44 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
   const bool short_sums = w.group <= 256;
   for (int64_t g = 0, done = 0; g < w.groups; ++g) {
     const int64_t end = done + steps_per_group < w.steps ? done + steps_per_group : w.steps;
-    vi sums[R][T];
+    vi sums[R][T], zeros[T];
+    if constexpr (K == GroupKind::zero_points) {
+      unroll<T>([&](auto t) __attribute__((always_inline)) {
+        zeros[decltype(t)::value] = load_u8(w.zeros + parameters[decltype(t)::value] + g * 16);
+      });
+    }
     unroll<R>([&](auto i) __attribute__((always_inline)) {
-      unroll<T>([&](auto t) __attribute__((always_inline)) { sums[decltype(i)::value][decltype(t)::value] = set1_i(0); });
+      const int32_t x_sum = x_sums[decltype(i)::value * w.groups + g];
+      unroll<T>([&](auto t) __attribute__((always_inline)) {
+        vi& sum = sums[decltype(i)::value][decltype(t)::value];
+        if constexpr (K == GroupKind::zero_points) {
+          const vi minus = set1_i(-x_sum);
+          sum = short_sums ? madd_i16(zeros[decltype(t)::value], minus) : mul_i32(zeros[decltype(t)::value], minus);
+        } else {
+          sum = set1_i(K == GroupKind::symmetric ? -w.zero * x_sum : 0);
+        }
+      });
     });
     for (; done < end; ++done) {
       step<F, R, T>(codes, x, ldx, sums);
       x += kStepColumns<F>;
       unroll<T>([&](auto t) __attribute__((always_inline)) { codes[decltype(t)::value] += 64; });
     }
-    StripGroup group[T];
+    vf scales[T], mins[T];
     unroll<T>([&](auto t) __attribute__((always_inline)) {
-      group[decltype(t)::value] = strip_group(w, a.row0 + r0 + decltype(t)::value * kLanes, g);
+      const int64_t at = parameters[decltype(t)::value] + g * 16;
+      scales[decltype(t)::value] = load_parameter(w, w.scales, at);
+      if constexpr (K == GroupKind::minimum) mins[decltype(t)::value] = load_parameter(w, w.mins, at);
     });
     unroll<R>([&](auto i) __attribute__((always_inline)) {
-      const vi x_sum = set1_i(x_sums[decltype(i)::value * w.groups + g]);
-      const vf x_scale = set1(x_scales[decltype(i)::value * w.groups + g]);
+      const float scale = x_scales[decltype(i)::value * w.groups + g];
+      const vf x_scale = set1(scale);
       unroll<T>([&](auto t) __attribute__((always_inline)) {
         constexpr int s = decltype(t)::value;
-        const vi offset = short_sums ? madd_i16(group[s].zero, x_sum) : mul_i32(group[s].zero, x_sum);
         vf& sum = acc[decltype(i)::value][s];
-        sum = madd(group[s].scale * x_scale, to_float(sub_i(sums[decltype(i)::value][s], offset)), sum);
+        sum = madd(scales[s] * x_scale, to_float(sums[decltype(i)::value][s]), sum);
+        if constexpr (K == GroupKind::minimum)
+          sum = madd(mins[s], set1(scale * static_cast<float>(x_sums[decltype(i)::value * w.groups + g])), sum);
       });
     });
   }
@@ -183,28 +216,35 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
   });
 }
 
-template <WeightFormat F, int T>
+template <WeightFormat F, GroupKind K, int T>
 void stripe(const GemmI8Args& a, int64_t r0, int64_t n) {
   int64_t i = 0;
-  for (; i + kRows <= a.m; i += kRows) tile<F, kRows, T>(a, i, r0, n);
+  for (; i + kRows <= a.m; i += kRows) tile<F, K, kRows, T>(a, i, r0, n);
   switch (a.m - i) {
 #if defined(__AVX512F__)
-    case 5: return tile<F, 5, T>(a, i, r0, n);
-    case 4: return tile<F, 4, T>(a, i, r0, n);
+    case 5: return tile<F, K, 5, T>(a, i, r0, n);
+    case 4: return tile<F, K, 4, T>(a, i, r0, n);
 #endif
-    case 3: return tile<F, 3, T>(a, i, r0, n);
-    case 2: return tile<F, 2, T>(a, i, r0, n);
-    case 1: return tile<F, 1, T>(a, i, r0, n);
+    case 3: return tile<F, K, 3, T>(a, i, r0, n);
+    case 2: return tile<F, K, 2, T>(a, i, r0, n);
+    case 1: return tile<F, K, 1, T>(a, i, r0, n);
     default: return;
   }
 }
 
-template <WeightFormat F>
-void gemm_i8(const GemmI8Args& a) noexcept {
+template <WeightFormat F, GroupKind K>
+void stripes(const GemmI8Args& a) {
   int64_t r = 0;
   for (; r + (kStrips - 1) * kLanes < a.rows; r += kStrips * kLanes)
-    stripe<F, kStrips>(a, r, a.rows - r - (kStrips - 1) * kLanes);
-  if (r < a.rows) stripe<F, 1>(a, r, a.rows - r);
+    stripe<F, K, kStrips>(a, r, a.rows - r - (kStrips - 1) * kLanes);
+  if (r < a.rows) stripe<F, K, 1>(a, r, a.rows - r);
+}
+
+template <WeightFormat F>
+void gemm_i8(const GemmI8Args& a) noexcept {
+  if (a.w.mins != nullptr) return stripes<F, GroupKind::minimum>(a);
+  if (a.w.zeros != nullptr) return stripes<F, GroupKind::zero_points>(a);
+  stripes<F, GroupKind::symmetric>(a);
 }
 
 }  // namespace
@@ -212,6 +252,7 @@ void gemm_i8(const GemmI8Args& a) noexcept {
 void init_gemm_i8(KernelTable& t) {
   t.gemm_q8_i8 = gemm_i8<WeightFormat::q8>;
   t.gemm_q4_i8 = gemm_i8<WeightFormat::q4>;
+  t.gemm_q2_i8 = gemm_i8<WeightFormat::q2>;
 }
 
 }  // namespace thimble::THIMBLE_ISA

@@ -1,7 +1,7 @@
 // y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 4, at the speed of reading W. Lanes are output rows and every output is
 // one fma chain over c, the chain of panel_t + gemm_f32. Layout rows transposes blocks in registers; tiles stream as they
 // are, several strips side by side to hide the latency of the chains. Codes become floats without integer conversions:
-// (code | 2^23's bits) - (2^23 + zero) is exactly code - zero. W is prefetched some KB ahead, as each stream is short.
+// (code | 2^23's bits) - (2^23 + zero) is exactly code - zero; fields that a shift has to move anyway (q2) go to bit 0. W is prefetched some KB ahead, as each stream is short.
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
 #include "kernels/simd/transpose.h"
@@ -129,28 +129,33 @@ constexpr float kTwo19 = 524288.0f;  // with a unit of 1/16: a nibble at bits 4.
 
 // The parameters of a group, for fields at bit 0 and (q4) at bit 4.
 struct GemvGroup {
-  vf scale, base, base4;
+  vf scale, base, base4, min;
 };
 template <WeightFormat F>
 inline GemvGroup gemv_group(const WeightView& w, int64_t r, int64_t g) {
   const StripGroup s = strip_group(w, r, g);
   const vf zero = to_float(s.zero);
-  return {s.scale, zero + set1(kTwo23), zero + set1(kTwo19)};
+  return {s.scale, zero + set1(kTwo23), zero + set1(kTwo19), s.min};
 }
 
-// Column J of the words as scale * (code - zero).
-template <WeightFormat F, int J>
+// Column J of the words as scale * (code - zero), plus min if there is one.
+template <WeightFormat F, bool HasMin, int J>
 [[gnu::always_inline]] inline vf weight_value(vi words, const GemvGroup& g) {
-  constexpr int kShift = 8 * (J % 4);
-  constexpr bool kHigh = J >= 4;
-  constexpr int kMask = F == WeightFormat::q8 ? 255 : kHigh ? 240 : 15;
+  constexpr int kShift = 8 * (J % 4) + (F == WeightFormat::q2 ? J / 4 * 2 : 0);
+  constexpr bool kHigh = F == WeightFormat::q4 && J >= 4;
+  constexpr int kMask = F == WeightFormat::q8 ? 255 : F == WeightFormat::q2 ? 3 : kHigh ? 240 : 15;
   const vi bytes = kShift == 0 ? words : shift_right(words, kShift);
   const vi bits = and_or_i(bytes, set1_i(kMask), set1_i(kHigh ? 0x49000000 : kMagic));
-  return (as_float(bits) - (kHigh ? g.base4 : g.base)) * g.scale;
+  const vf difference = as_float(bits) - (kHigh ? g.base4 : g.base);
+  if constexpr (HasMin) {
+    return madd(g.scale, difference, g.min);
+  } else {
+    return difference * g.scale;
+  }
 }
 
 // T strips of kLanes rows from row r on, all of them inside the matrix.
-template <WeightFormat F, int M, int T>
+template <WeightFormat F, bool HasMin, int M, int T>
 void tile_strips(const GemvArgs& a, int64_t r) {
   constexpr int kColumns = static_cast<int>(kStepColumns<F>);
   const WeightView& w = a.w;
@@ -179,7 +184,7 @@ void tile_strips(const GemvArgs& a, int64_t r) {
       unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
         unroll<T>([&](auto t) __attribute__((always_inline)) {
           constexpr int s = decltype(t)::value;
-          step<M>(a, c + decltype(j)::value, weight_value<F, decltype(j)::value>(words[s], group[s]), acc[s]);
+          step<M>(a, c + decltype(j)::value, weight_value<F, HasMin, decltype(j)::value>(words[s], group[s]), acc[s]);
         });
       });
     }
@@ -189,7 +194,7 @@ void tile_strips(const GemvArgs& a, int64_t r) {
         const vi words = load_i(codes[s] + c / kColumns * 64);
         unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
           if (c + decltype(j)::value < group_end)
-            step<M>(a, c + decltype(j)::value, weight_value<F, decltype(j)::value>(words, group[s]), acc[s]);
+            step<M>(a, c + decltype(j)::value, weight_value<F, HasMin, decltype(j)::value>(words, group[s]), acc[s]);
         });
       });
       c = group_end;
@@ -200,23 +205,27 @@ void tile_strips(const GemvArgs& a, int64_t r) {
   });
 }
 
-template <WeightFormat F, int M>
+template <WeightFormat F, bool HasMin, int M>
 void gemv_tiles_m(const GemvArgs& a) {
   constexpr int kStrips = M <= 2 ? 4 : kLanes == 16 ? 2 : 1;  // what the registers hold
   int64_t r = 0;
-  for (; r + (kStrips - 1) * kLanes < a.rows; r += kStrips * kLanes) tile_strips<F, M, kStrips>(a, r);
-  for (; r < a.rows; r += kLanes) tile_strips<F, M, 1>(a, r);
+  for (; r + (kStrips - 1) * kLanes < a.rows; r += kStrips * kLanes) tile_strips<F, HasMin, M, kStrips>(a, r);
+  for (; r < a.rows; r += kLanes) tile_strips<F, HasMin, M, 1>(a, r);
 }
 
-template <WeightFormat F>
-void gemv_tiles(const GemvArgs& a) noexcept {
+template <WeightFormat F, bool HasMin>
+void gemv_tiles_kind(const GemvArgs& a) {
   switch (a.m) {
-    case 1: return gemv_tiles_m<F, 1>(a);
-    case 2: return gemv_tiles_m<F, 2>(a);
-    case 3: return gemv_tiles_m<F, 3>(a);
-    case 4: return gemv_tiles_m<F, 4>(a);
+    case 1: return gemv_tiles_m<F, HasMin, 1>(a);
+    case 2: return gemv_tiles_m<F, HasMin, 2>(a);
+    case 3: return gemv_tiles_m<F, HasMin, 3>(a);
+    case 4: return gemv_tiles_m<F, HasMin, 4>(a);
     default: return;
   }
+}
+template <WeightFormat F>
+void gemv_tiles(const GemvArgs& a) noexcept {
+  (a.w.mins != nullptr ? gemv_tiles_kind<F, true> : gemv_tiles_kind<F, false>)(a);
 }
 
 }  // namespace
@@ -227,6 +236,7 @@ void init_gemv(KernelTable& t) {
   t.gemv_bf16 = gemv_rows<WeightFormat::bf16>;
   t.gemv_q8 = gemv_tiles<WeightFormat::q8>;
   t.gemv_q4 = gemv_tiles<WeightFormat::q4>;
+  t.gemv_q2 = gemv_tiles<WeightFormat::q2>;
 }
 
 }  // namespace thimble::THIMBLE_ISA

@@ -152,13 +152,6 @@ void pairs_columns(const PairPanelArgs& a) noexcept {
   }
 }
 
-// The group of a strip with the lanes from `rows` on switched off: their scale is zero.
-inline StripGroup masked_group(const WeightView& w, int64_t r, int64_t g, int64_t rows) {
-  StripGroup s = strip_group(w, r, g);
-  if (rows < kLanes) s.scale = keep_head(s.scale, rows);
-  return s;
-}
-
 // A step holds whole pairs, and so does a group.
 template <WeightFormat F>
 void tiles_pairs_t(const PairPanelArgs& a) noexcept {
@@ -202,18 +195,18 @@ void tiles_pairs_t(const PairPanelArgs& a) noexcept {
 // 2 i + 1. Columns beyond the padded ones are zero.
 template <WeightFormat F>
 [[gnu::always_inline]] inline void unpack_pairs(const WeightView& w, int64_t r, int64_t rows, int64_t c, vf* v) {
-  constexpr int kColumns = static_cast<int>(kStepColumns<F>), kSteps = kLaneCount / kColumns;
+  constexpr int kColumns = kBlockColumns<F>, kBlocks = kLaneCount / kColumns;
   const bool two = rows > kLanes;
   const uint8_t* first = strip_codes(w, r);
   const uint8_t* second = two ? strip_codes(w, r + kLanes) : first;
-  unroll<kSteps>([&](auto index) __attribute__((always_inline)) {
+  unroll<kBlocks>([&](auto index) __attribute__((always_inline)) {
     constexpr int s = decltype(index)::value;
-    const int64_t step = c / kColumns + s;
-    if (step < w.steps) {
-      const int64_t g = step * kColumns / w.group;
+    const int64_t block = c + s * kColumns;
+    if (block < w.steps * kStepColumns<F>) {
+      const int64_t g = block / w.group;
       const StripGroup one = masked_group(w, r, g, rows);
-      const StripGroup other = two ? masked_group(w, r + kLanes, g, rows - kLanes) : StripGroup{set1(0.0f), one.zero};
-      const vi words = load_i(first + step * 64), more = load_i(second + step * 64);
+      const StripGroup other = two ? masked_group(w, r + kLanes, g, rows - kLanes) : StripGroup{set1(0.0f), one.zero, set1(0.0f)};
+      const vi words = load_block_words<F>(first, block), more = load_block_words<F>(second, block);
       unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
         constexpr int column = decltype(j)::value;
         v[s * kColumns + column] = as_float(halves(code_value<F, column>(words, one), code_value<F, column>(more, other)));
@@ -257,11 +250,13 @@ void init_pairs(KernelTable& t) {
   t.pairs_t_bf16 = rows_pairs_t<WeightFormat::bf16>;
   t.pairs_t_q8 = tiles_pairs_t<WeightFormat::q8>;
   t.pairs_t_q4 = tiles_pairs_t<WeightFormat::q4>;
+  t.pairs_t_q2 = tiles_pairs_t<WeightFormat::q2>;
   t.pairs_n_f32 = rows_pairs_n<WeightFormat::f32>;
   t.pairs_n_f16 = rows_pairs_n<WeightFormat::f16>;
   t.pairs_n_bf16 = rows_pairs_n<WeightFormat::bf16>;
   t.pairs_n_q8 = tiles_pairs_n<WeightFormat::q8>;
   t.pairs_n_q4 = tiles_pairs_n<WeightFormat::q4>;
+  t.pairs_n_q2 = tiles_pairs_n<WeightFormat::q2>;
   t.pairs_columns = pairs_columns;
 }
 

@@ -65,13 +65,6 @@ void rows_panel_n(const PanelArgs& a) noexcept {
   }
 }
 
-// The group of a strip with the lanes from `rows` on switched off: their scale is zero.
-inline StripGroup masked_group(const WeightView& w, int64_t r, int64_t g, int64_t rows) {
-  StripGroup s = strip_group(w, r, g);
-  if (rows < kLanes) s.scale = keep_head(s.scale, rows);
-  return s;
-}
-
 template <WeightFormat F>
 void tiles_panel_t(const PanelArgs& a) noexcept {
   constexpr int kColumns = static_cast<int>(kStepColumns<F>);
@@ -108,13 +101,13 @@ void tiles_panel_t(const PanelArgs& a) noexcept {
 // Columns [c, c + kLanes) of a strip, transposed: v[i] is row i. Columns beyond the padded ones are zero.
 template <WeightFormat F>
 [[gnu::always_inline]] inline void unpack_block(const WeightView& w, const uint8_t* codes, int64_t r, int64_t c, vf* v) {
-  constexpr int kColumns = static_cast<int>(kStepColumns<F>), kSteps = static_cast<int>(kLanes) / kColumns;
-  unroll<kSteps>([&](auto index) __attribute__((always_inline)) {
+  constexpr int kColumns = kBlockColumns<F>, kBlocks = static_cast<int>(kLanes) / kColumns;
+  unroll<kBlocks>([&](auto index) __attribute__((always_inline)) {
     constexpr int s = decltype(index)::value;
-    const int64_t step = c / kColumns + s;
-    if (step < w.steps) {
-      const StripGroup group = strip_group(w, r, step * kColumns / w.group);
-      const vi words = load_i(codes + step * 64);
+    const int64_t column = c + s * kColumns;
+    if (column < w.steps * kStepColumns<F>) {
+      const StripGroup group = strip_group(w, r, column / w.group);
+      const vi words = load_block_words<F>(codes, column);
       unroll<kColumns>([&](auto j) __attribute__((always_inline)) {
         v[s * kColumns + decltype(j)::value] = code_value<F, decltype(j)::value>(words, group);
       });
@@ -157,11 +150,13 @@ void init_panel(KernelTable& t) {
   t.panel_t_bf16 = rows_panel_t<WeightFormat::bf16>;
   t.panel_t_q8 = tiles_panel_t<WeightFormat::q8>;
   t.panel_t_q4 = tiles_panel_t<WeightFormat::q4>;
+  t.panel_t_q2 = tiles_panel_t<WeightFormat::q2>;
   t.panel_n_f32 = rows_panel_n<WeightFormat::f32>;
   t.panel_n_f16 = rows_panel_n<WeightFormat::f16>;
   t.panel_n_bf16 = rows_panel_n<WeightFormat::bf16>;
   t.panel_n_q8 = tiles_panel_n<WeightFormat::q8>;
   t.panel_n_q4 = tiles_panel_n<WeightFormat::q4>;
+  t.panel_n_q2 = tiles_panel_n<WeightFormat::q2>;
 }
 
 }  // namespace thimble::THIMBLE_ISA

@@ -1,7 +1,7 @@
 // Vectors of weights from every format (weight_format.h). Layout rows: kLanes neighbouring columns of one row as f32.
 // Layout tiles: a "strip" is kLanes neighbouring rows (a whole tile on avx512, half of one on avx2), and a vector holds
 // one column of it, lanes being rows, so that dequantization needs no shuffle. The value of a code is
-// scale * (float(code) - float(zero)), rounded once; the difference of the integers is exact in f32.
+// fma(scale, float(code - zero), min): kinds of groups differ in where zero and min come from (WeightView), not in code.
 #pragma once
 
 #include "kernels/kernel_args.h"
@@ -90,7 +90,7 @@ inline vf load_row_head(const typename RowsElement<F>::type* p, int64_t n) {
 // ---- layout tiles
 
 template <WeightFormat F>
-constexpr int64_t kStepColumns = F == WeightFormat::q8 ? 4 : 8;
+constexpr int64_t kStepColumns = step_columns(F);
 
 // The 32-bit code words of the strip at row r (a multiple of kLanes), from step 0 on; the next step lies 64 bytes on.
 inline const uint8_t* strip_codes(const WeightView& w, int64_t r) {
@@ -100,22 +100,48 @@ inline const uint8_t* strip_codes(const WeightView& w, int64_t r) {
 struct StripGroup {
   vf scale;
   vi zero;
+  vf min;
 };
+inline int64_t strip_parameter(const WeightView& w, int64_t r, int64_t g) { return (r / 16 * w.groups + g) * 16 + r % 16; }
+inline vf load_parameter(const WeightView& w, const void* values, int64_t i) {
+  return w.scale_f32 != 0 ? load(static_cast<const float*>(values) + i) : load_f16(static_cast<const uint16_t*>(values) + i);
+}
 inline StripGroup strip_group(const WeightView& w, int64_t r, int64_t g) {
-  const int64_t i = (r / 16 * w.groups + g) * 16 + r % 16;
-  const vf scale = w.scale_f32 != 0 ? load(static_cast<const float*>(w.scales) + i)
-                                    : load_f16(static_cast<const uint16_t*>(w.scales) + i);
-  return {scale, load_u8(w.zeros + i)};
+  const int64_t i = strip_parameter(w, r, g);
+  return {load_parameter(w, w.scales, i), w.zeros != nullptr ? load_u8(w.zeros + i) : set1_i(w.zero),
+          w.mins != nullptr ? load_parameter(w, w.mins, i) : set1(0.0f)};
+}
+// With the lanes from `rows` on switched off: their values are zero.
+inline StripGroup masked_group(const WeightView& w, int64_t r, int64_t g, int64_t rows) {
+  StripGroup s = strip_group(w, r, g);
+  if (rows < kLanes) {
+    s.scale = keep_head(s.scale, rows);
+    s.min = keep_head(s.min, rows);
+  }
+  return s;
 }
 
-// Column J (0..3 for q8, 0..7 for q4) of a step's words.
+// Field J / 4 of byte J % 4: column J of a step's words.
 template <WeightFormat F, int J>
 [[gnu::always_inline]] inline vf code_value(vi words, const StripGroup& g) {
-  constexpr int kShift = F == WeightFormat::q8 ? 8 * J : J < 4 ? 8 * J : 8 * (J - 4) + 4;
-  constexpr int kMask = F == WeightFormat::q8 ? 255 : 15;
+  constexpr int kBits = static_cast<int>(format_bits(F)), kShift = 8 * (J % 4) + kBits * (J / 4);
   const vi shifted = kShift == 0 ? words : shift_right(words, kShift);
-  const vi code = kShift + (F == WeightFormat::q8 ? 8 : 4) == 32 ? shifted : and_i(shifted, set1_i(kMask));
-  return to_float(sub_i(code, g.zero)) * g.scale;
+  const vi code = kShift + kBits == 32 ? shifted : and_i(shifted, set1_i((1 << kBits) - 1));
+  return madd(g.scale, to_float(sub_i(code, g.zero)), g.min);
+}
+
+// At most kLanes columns of a step, from column c on (a multiple of kLanes), as the first columns of the words: a step of
+// q2 is two blocks wide where kLanes is 8, and its later fields are shifted down.
+template <WeightFormat F>
+constexpr int kBlockColumns = kStepColumns<F> < kLanes ? static_cast<int>(kStepColumns<F>) : static_cast<int>(kLanes);
+template <WeightFormat F>
+[[gnu::always_inline]] inline vi load_block_words(const uint8_t* codes, int64_t c) {
+  const vi words = load_i(codes + c / kStepColumns<F> * 64);
+  if constexpr (kStepColumns<F> > kLanes) {
+    return shift_right(words, static_cast<int>(c % kStepColumns<F> / 4 * format_bits(F)));
+  } else {
+    return words;
+  }
 }
 
 }  // namespace

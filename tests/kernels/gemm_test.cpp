@@ -9,7 +9,8 @@ namespace thimble::testing {
 namespace {
 
 constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::q8,
-                                     WeightFormat::q4};
+                                     WeightFormat::q4, WeightFormat::q2};
+constexpr GroupKind kKinds[] = {GroupKind::zero_points, GroupKind::symmetric, GroupKind::minimum};
 
 std::vector<KernelTable> supported_tables() {
   std::vector<KernelTable> tables;
@@ -21,29 +22,37 @@ std::vector<KernelTable> supported_tables() {
 }
 
 template <class Fn>
-Fn by_format(WeightFormat f, Fn f32, Fn f16, Fn bf16, Fn q8, Fn q4) {
+Fn by_format(WeightFormat f, Fn f32, Fn f16, Fn bf16, Fn q8, Fn q4, Fn q2) {
   return f == WeightFormat::f32 ? f32 : f == WeightFormat::f16 ? f16 : f == WeightFormat::bf16 ? bf16
-       : f == WeightFormat::q8 ? q8 : q4;
+       : f == WeightFormat::q8 ? q8 : f == WeightFormat::q4 ? q4 : q2;
 }
 PanelFn panel_t(const KernelTable& t, WeightFormat f) {
-  return by_format(f, t.panel_t_f32, t.panel_t_f16, t.panel_t_bf16, t.panel_t_q8, t.panel_t_q4);
+  return by_format(f, t.panel_t_f32, t.panel_t_f16, t.panel_t_bf16, t.panel_t_q8, t.panel_t_q4, t.panel_t_q2);
 }
 PanelFn panel_n(const KernelTable& t, WeightFormat f) {
-  return by_format(f, t.panel_n_f32, t.panel_n_f16, t.panel_n_bf16, t.panel_n_q8, t.panel_n_q4);
+  return by_format(f, t.panel_n_f32, t.panel_n_f16, t.panel_n_bf16, t.panel_n_q8, t.panel_n_q4, t.panel_n_q2);
 }
 GemvFn gemv(const KernelTable& t, WeightFormat f) {
-  return by_format(f, t.gemv_f32, t.gemv_f16, t.gemv_bf16, t.gemv_q8, t.gemv_q4);
+  return by_format(f, t.gemv_f32, t.gemv_f16, t.gemv_bf16, t.gemv_q8, t.gemv_q4, t.gemv_q2);
 }
 EmbedFn embed(const KernelTable& t, WeightFormat f) {
-  return by_format(f, t.embed_f32, t.embed_f16, t.embed_bf16, t.embed_q8, t.embed_q4);
+  return by_format(f, t.embed_f32, t.embed_f16, t.embed_bf16, t.embed_q8, t.embed_q4, t.embed_q2);
+}
+
+std::vector<std::pair<int64_t, GroupKind>> groups_and_kinds(WeightFormat f) {
+  if (!is_tiled(f)) return {{0, GroupKind::zero_points}};
+  std::vector<std::pair<int64_t, GroupKind>> all;
+  for (const GroupKind kind : kKinds)
+    for (const int64_t group : {16, 32, 128, 0}) all.emplace_back(group, kind);
+  return all;
 }
 
 TEST(Gemm, PanelsAndEmbedGiveTheValuesComputedByHand) {
   Random random(1);
   for (const WeightFormat f : kFormats) {
-    for (const int64_t group : {16, 128, 0}) {
+    for (const auto& [group, kind] : groups_and_kinds(f)) {
       const int64_t rows = 45, cols = 203;
-      const WeightData w(f, rows, cols, group, group == 0, random, 1);
+      const WeightData w(f, rows, cols, group, group == 0, random, 1, kind);
       for (const KernelTable& t : supported_tables()) {
         SCOPED_TRACE(std::string(format_name(f)) + " " + tier_name(t.tier));
         std::vector<float> pt(static_cast<size_t>(cols * 48)), pn(static_cast<size_t>(rows * 208));
@@ -67,15 +76,15 @@ TEST(Gemm, PanelsAndEmbedGiveTheValuesComputedByHand) {
 TEST(Gemm, PackingGivesTheTilesMadeByHandAndUnpackingUndoesIt) {
   Random random(2);
   const KernelTable t = build_kernel_table(best_tier());
-  for (const WeightFormat f : {WeightFormat::q8, WeightFormat::q4}) {
-    for (const int64_t group : {16, 32, 0}) {
-      const WeightData w(f, 37, 53, group, false, random, 0);
+  for (const WeightFormat f : {WeightFormat::q8, WeightFormat::q4, WeightFormat::q2}) {
+    for (const auto& [group, kind] : groups_and_kinds(f)) {
+      const WeightData w(f, 37, 53, group, false, random, 0, kind);
       const TileGeometry& g = w.geometry;
       std::vector<uint8_t> tiles(g.code_bytes, 0xEE), codes(w.row_codes.size());
-      (f == WeightFormat::q8 ? t.pack_q8 : t.pack_q4)(
-          {37, 53, w.row_codes.data(), w.zeros.data(), g.group, g.groups, g.steps, tiles.data()});
+      by_format<PackCodesFn>(f, nullptr, nullptr, nullptr, t.pack_q8, t.pack_q4, t.pack_q2)(
+          {37, 53, w.row_codes.data(), w.view.zeros, g.group, g.groups, g.steps, w.view.zero, tiles.data()});
       EXPECT_TRUE(std::equal(tiles.begin(), tiles.end(), w.codes.data()));
-      (f == WeightFormat::q8 ? t.unpack_q8 : t.unpack_q4)({w.view, codes.data()});
+      by_format<UnpackCodesFn>(f, nullptr, nullptr, nullptr, t.unpack_q8, t.unpack_q4, t.unpack_q2)({w.view, codes.data()});
       EXPECT_EQ(codes, w.row_codes);
     }
   }
@@ -84,9 +93,9 @@ TEST(Gemm, PackingGivesTheTilesMadeByHandAndUnpackingUndoesIt) {
 TEST(Gemm, GemvHasTheBitsOfPanelAndTile) {
   Random random(3);
   for (const WeightFormat f : kFormats) {
-    for (const int64_t group : {32, 0}) {
+    for (const auto& [group, kind] : groups_and_kinds(f)) {
       const int64_t rows = 150, cols = 331, nr = 160;
-      const WeightData w(f, rows, cols, group, group == 0, random, 0);
+      const WeightData w(f, rows, cols, group, group == 0, random, 0, kind);
       std::vector<float> x(static_cast<size_t>(4 * cols)), y0(static_cast<size_t>(4 * rows));
       for (float& v : x) v = random.normal();
       for (float& v : y0) v = random.normal();

@@ -65,7 +65,7 @@ void check_slot(const SlotInfo& slot, Fn KernelTable::*field) {
 #undef SLOT
 
 // Packing is offline work that runs once per weight.
-const std::set<std::string> kReferenceIsEnough = {"pack_q8", "pack_q4", "unpack_q8", "unpack_q4"};
+const std::set<std::string> kReferenceIsEnough = {"pack_q8", "pack_q4", "pack_q2", "unpack_q8", "unpack_q4", "unpack_q2"};
 
 TEST(Manifest, NoSlotStaysOnTheReference) {
   for (int i = 1; i < kTierCount; ++i) {

@@ -39,11 +39,11 @@ struct Problem<PairPanelFn> {
       if (transposed) {
         add(1, 1, 0, 1, 0, 1, 16);
         add(37, 53, 0, 16, 0, 53, 16);
-        add(37, 53, 32, 5, 8, 41, 64);  // ends before the last column, at an odd depth
-        add(100, 301, 16, 20, 24, 131, 48);
-        add(100, 302, 16, 20, 24, 18, 48);
+        add(37, 53, 32, 5, 16, 33, 64);  // ends before the last column, at an odd depth
+        add(100, 301, 16, 20, 32, 131, 48);
+        add(100, 302, 16, 20, 32, 18, 48);
         add(64, 264, 0, 64, 128, 136, 64);
-        add(33, 40, 0, 33, 8, 0, 64);
+        add(33, 40, 0, 33, 16, 0, 64);
       } else {
         add(1, 1, 0, 1, 0, 1, 16);
         add(37, 53, 0, 37, 0, 16, 16);
@@ -66,7 +66,7 @@ struct Problem<PairPanelFn> {
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const auto& d = s.dims;
-    weight_ = WeightData(format_in_name(slot.name), d[0], d[1], d[7], d[8] != 0, random, misalign);
+    weight_ = WeightData(format_in_name(slot.name), d[0], d[1], d[7], d[8] % 2 != 0, random, misalign, kind_of(d[8]));
     if (weight_.format == WeightFormat::f32 && d[0] > 1) {  // what rounding treats apart
       weight_.f32[0] = 1e-40f;
       weight_.f32[1] = -1e-40f;
@@ -111,7 +111,7 @@ struct Problem<PairPanelFn> {
                        {"cols", cols},
                        {"nr", nr},
                        {"group", group},
-                       {"f32_scale", wide}});
+                       {"parameters", wide}});
   }
   WeightData weight_;
   PairPanelArgs args_{};

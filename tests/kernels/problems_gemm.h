@@ -14,7 +14,7 @@ namespace thimble::testing {
 // The format in a slot's name: "gemv_f16", "gemm_q4_i8".
 inline WeightFormat format_in_name(const char* name) {
   const std::string s = name;
-  for (const WeightFormat f : {WeightFormat::bf16, WeightFormat::f16, WeightFormat::q8, WeightFormat::q4}) {
+  for (const WeightFormat f : {WeightFormat::bf16, WeightFormat::f16, WeightFormat::q8, WeightFormat::q4, WeightFormat::q2}) {
     if (s.find(std::string("_") + format_name(f)) != std::string::npos) return f;
   }
   return WeightFormat::f32;
@@ -31,23 +31,25 @@ struct WeightData {
   WeightView view{};
   std::vector<float> dense;           // [rows][cols]
   std::vector<uint8_t> row_codes;     // tiles: [rows][cols]
-  Guarded<float> f32, scales_f32;
-  Guarded<uint16_t> half, scales_f16;
+  Guarded<float> f32, scales_f32, mins_f32;
+  Guarded<uint16_t> half, scales_f16, mins_f16;
   Guarded<uint8_t> codes, zeros;
 
   WeightData() = default;
-  WeightData(WeightFormat f, int64_t rows, int64_t cols, int64_t group, bool scale_f32, Random& random, int64_t misalign)
+  WeightData(WeightFormat f, int64_t rows, int64_t cols, int64_t group, bool scale_f32, Random& random, int64_t misalign,
+             GroupKind kind = GroupKind::zero_points)
       : format(f), dense(static_cast<size_t>(rows * cols)) {
     view.rows = rows;
     view.cols = cols;
     if (is_tiled(f)) {
-      make_tiles(group, scale_f32, random, misalign);
+      make_tiles(group, scale_f32, kind, random, misalign);
     } else {
       make_rows(random, misalign);
     }
   }
   bool intact() const {
-    return f32.intact() && scales_f32.intact() && half.intact() && scales_f16.intact() && codes.intact() && zeros.intact();
+    return f32.intact() && scales_f32.intact() && mins_f32.intact() && half.intact() && scales_f16.intact() &&
+           mins_f16.intact() && codes.intact() && zeros.intact();
   }
 
  private:
@@ -88,21 +90,30 @@ struct WeightData {
     }
   }
 
-  void make_tiles(int64_t group, bool scale_f32, Random& random, int64_t misalign) {
-    geometry = tile_geometry(format, view.rows, view.cols, group, scale_f32);
+  void make_tiles(int64_t group, bool scale_f32, GroupKind kind, Random& random, int64_t misalign) {
+    geometry = tile_geometry(format, view.rows, view.cols, group, scale_f32, kind);
     const TileGeometry& g = geometry;
-    const int64_t levels = format == WeightFormat::q8 ? 256 : 16, parameters = g.tiles * g.groups * 16;
+    const int64_t levels = int64_t{1} << format_bits(format), parameters = g.tiles * g.groups * 16;
+    const bool has_min = kind == GroupKind::minimum;
     codes = Guarded<uint8_t>(static_cast<int64_t>(g.code_bytes), misalign);
-    zeros = Guarded<uint8_t>(parameters, misalign);
+    if (kind == GroupKind::zero_points) {
+      zeros = Guarded<uint8_t>(parameters, misalign);
+      view.zeros = zeros.data();
+    } else if (kind == GroupKind::symmetric) {
+      view.zero = static_cast<int32_t>(levels / 2 - 1);  // as good as the middle, and not what anybody would assume
+    }
     if (scale_f32) {
       scales_f32 = Guarded<float>(parameters, misalign);
       view.scales = scales_f32.data();
+      if (has_min) mins_f32 = Guarded<float>(parameters, misalign);
+      if (has_min) view.mins = mins_f32.data();
     } else {
       scales_f16 = Guarded<uint16_t>(parameters, misalign);
       view.scales = scales_f16.data();
+      if (has_min) mins_f16 = Guarded<uint16_t>(parameters, misalign);
+      if (has_min) view.mins = mins_f16.data();
     }
     view.data = codes.data();
-    view.zeros = zeros.data();
     view.group = g.group;
     view.groups = g.groups;
     view.steps = g.steps;
@@ -113,30 +124,41 @@ struct WeightData {
         const int64_t parameter = (r / 16 * g.groups + c / g.group) * 16 + r % 16;
         if (c % g.group == 0) {
           const int exponent = -7 - static_cast<int>(random.below(3)), mantissa = static_cast<int>(random.below(1024));
-          zeros[parameter] = static_cast<uint8_t>(random.below(levels));
+          const auto zero = static_cast<uint8_t>(random.below(levels));
+          if (view.zeros) zeros[parameter] = zero;
+          const int sign = static_cast<int>(random.below(2)), half_exponent = -4 - static_cast<int>(random.below(3));
+          if (has_min && scale_f32) mins_f32[parameter] = 0.1f * random.normal();
+          if (has_min && !scale_f32) mins_f16[parameter] = half_bits(sign, half_exponent, static_cast<int>(random.below(1024)));
           if (scale_f32) {
             scales_f32[parameter] = random.uniform() * 0.01f + 0.001f;
           } else {
             scales_f16[parameter] = half_bits(0, exponent, mantissa);
           }
         }
-        const int64_t code = c < view.cols ? random.below(levels) : zeros[parameter];
+        const int32_t offset = view.zeros ? zeros[parameter] : view.zero;
+        const int64_t code = c < view.cols ? random.below(levels) : offset;
         put_code(r, c, static_cast<uint8_t>(code));
         if (c >= view.cols) continue;
         const size_t at = static_cast<size_t>(r * view.cols + c);
         row_codes[at] = static_cast<uint8_t>(code);
-        dense[at] = scale(parameter) * (static_cast<float>(code) - static_cast<float>(zeros[parameter]));
+        dense[at] = std::fma(value(scales_f32, scales_f16, parameter), static_cast<float>(code - offset),
+                             has_min ? value(mins_f32, mins_f16, parameter) : 0.0f);
       }
     }
   }
-  float scale(int64_t parameter) const {
-    if (view.scale_f32) return scales_f32[parameter];
-    const int bits = scales_f16[parameter];
-    return std::ldexp(1.0f + static_cast<float>(bits & 1023) / 1024.0f, (bits >> 10) - 15);
+  float value(const Guarded<float>& wide, const Guarded<uint16_t>& narrow, int64_t parameter) const {
+    if (view.scale_f32) return wide[parameter];
+    const int bits = narrow[parameter];
+    const float magnitude = std::ldexp(1.0f + static_cast<float>(bits & 1023) / 1024.0f, (bits >> 10 & 31) - 15);
+    return bits >> 15 ? -magnitude : magnitude;
   }
   void put_code(int64_t r, int64_t c, uint8_t code) {
     if (format == WeightFormat::q8) {
       codes[(r / 16 * geometry.steps + c / 4) * 64 + r % 16 * 4 + c % 4] = code;
+    } else if (format == WeightFormat::q2) {
+      uint8_t& byte = codes[(r / 16 * geometry.steps + c / 16) * 64 + r % 16 * 4 + c % 4];
+      const int64_t shift = c / 4 % 4 * 2;
+      byte = static_cast<uint8_t>((byte & ~(3 << shift)) | code << shift);
     } else {
       uint8_t& byte = codes[(r / 16 * geometry.steps + c / 8) * 64 + r % 16 * 4 + c % 4];
       byte = static_cast<uint8_t>(c % 8 < 4 ? (byte & 0xF0) | code : (byte & 0x0F) | code << 4);
@@ -162,10 +184,17 @@ Output whole_buffer(const char* name, const Guarded<T>& buffer, std::vector<doub
 
 inline double sum_tolerance(int64_t k, double absolute) { return 2.0 * static_cast<double>(k + 2) * 0x1p-24 * absolute; }
 
-// Groups and scale types to try for a slot: tiles have several, rows one.
+// Groups, and scale types with kinds of groups (parameters_type), to try for a slot: tiles have several, rows one.
+constexpr int64_t parameters_type(bool scale_f32, GroupKind kind) { return (scale_f32 ? 1 : 0) + 2 * static_cast<int64_t>(kind); }
+constexpr GroupKind kind_of(int64_t type) { return static_cast<GroupKind>(type / 2); }
 inline std::vector<std::pair<int64_t, int64_t>> quantization_variants(const SlotInfo& slot) {
   if (!is_tiled(format_in_name(slot.name))) return {{0, 0}};
-  return {{16, 0}, {32, 1}, {64, 0}, {128, 1}, {128, 0}, {0, 0}, {0, 1}};
+  constexpr GroupKind kSymmetric = GroupKind::symmetric, kMinimum = GroupKind::minimum;
+  return {{16, 0}, {32, 1}, {64, 0}, {128, 1}, {128, 0}, {0, 0}, {0, 1},
+          {16, parameters_type(true, kMinimum)}, {32, parameters_type(false, kMinimum)}, {64, parameters_type(true, kMinimum)},
+          {128, parameters_type(false, kMinimum)}, {0, parameters_type(true, kMinimum)},
+          {32, parameters_type(false, kSymmetric)}, {128, parameters_type(true, kSymmetric)},
+          {0, parameters_type(false, kSymmetric)}};
 }
 
 template <>
@@ -180,10 +209,10 @@ struct Problem<PanelFn> {
       if (transposed) {
         add(1, 1, 0, 1, 0, 1, 16);
         add(37, 53, 0, 16, 0, 53, 16);
-        add(37, 53, 32, 5, 8, 45, 64);
-        add(100, 301, 16, 20, 24, 131, 48);
+        add(37, 53, 32, 5, 16, 37, 64);
+        add(100, 301, 16, 20, 32, 131, 48);
         add(64, 264, 0, 64, 128, 136, 64);
-        add(33, 40, 0, 33, 8, 0, 64);
+        add(33, 40, 0, 33, 16, 0, 64);
       } else {
         add(1, 1, 0, 1, 0, 1, 16);
         add(37, 53, 0, 37, 0, 16, 16);
@@ -203,7 +232,7 @@ struct Problem<PanelFn> {
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : transposed_(is_transposed(slot)) {
     Random random(seed);
     const auto& d = s.dims;
-    weight_ = WeightData(format_in_name(slot.name), d[0], d[1], d[7], d[8] != 0, random, misalign);
+    weight_ = WeightData(format_in_name(slot.name), d[0], d[1], d[7], d[8] % 2 != 0, random, misalign, kind_of(d[8]));
     args_ = {weight_.view, d[2], d[3], d[4], d[5], d[6], nullptr};
     out_ = Guarded<float>((transposed_ ? d[5] : d[3]) * d[6], misalign);
   }
@@ -223,7 +252,7 @@ struct Problem<PanelFn> {
   static Shape shape(int64_t R, int64_t C, int64_t row0, int64_t rows, int64_t col0, int64_t cols, int64_t nr,
                      int64_t group, int64_t wide) {
     return make_shape({{"R", R}, {"C", C}, {"row0", row0}, {"rows", rows}, {"col0", col0}, {"cols", cols}, {"nr", nr},
-                       {"group", group}, {"f32_scale", wide}});
+                       {"group", group}, {"parameters", wide}});
   }
   bool transposed_;
   WeightData weight_;
@@ -314,7 +343,7 @@ struct Problem<GemvFn> {
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const auto& d = s.dims;
-    weight_ = WeightData(format_in_name(slot.name), d[1], d[2], d[5], d[6] != 0, random, misalign);
+    weight_ = WeightData(format_in_name(slot.name), d[1], d[2], d[5], d[6] % 2 != 0, random, misalign, kind_of(d[6]));
     const int64_t m = d[0], ldx = d[2] + 3, ldy = d[4] + 2;
     x_ = Guarded<float>(m * ldx, misalign);
     y_ = Guarded<float>(m * ldy, misalign);
@@ -351,7 +380,7 @@ struct Problem<GemvFn> {
  private:
   static Shape shape(int64_t m, int64_t R, int64_t C, int64_t row0, int64_t rows, int64_t group, int64_t wide,
                      int64_t accumulate) {
-    return make_shape({{"m", m}, {"R", R}, {"C", C}, {"row0", row0}, {"rows", rows}, {"group", group}, {"f32_scale", wide},
+    return make_shape({{"m", m}, {"R", R}, {"C", C}, {"row0", row0}, {"rows", rows}, {"group", group}, {"parameters", wide},
                        {"accumulate", accumulate}});
   }
   WeightData weight_;
@@ -419,12 +448,18 @@ struct Problem<GemmI8Fn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
-    return {shape(96, 128, 2048, 0, 128, 128, 0, 0), shape(96, 128, 2048, 0, 128, 32, 0, 0), shape(1, 5632, 2048, 0, 5632, 128, 0, 0)};
+    std::vector<Shape> shapes;
+    for (const GroupKind kind : {GroupKind::zero_points, GroupKind::symmetric, GroupKind::minimum}) {
+      for (const int64_t group : {32, 64, 128, 0})
+        shapes.push_back(shape(96, 128, 2048, 0, 128, group, parameters_type(kind == GroupKind::minimum, kind), 0));
+    }
+    shapes.push_back(shape(1, 5632, 2048, 0, 5632, 128, 0, 0));
+    return shapes;
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const auto& d = s.dims;
-    weight_ = WeightData(format_in_name(slot.name), d[1], d[2], d[5], d[6] != 0, random, misalign);
+    weight_ = WeightData(format_in_name(slot.name), d[1], d[2], d[5], d[6] % 2 != 0, random, misalign, kind_of(d[6]));
     const TileGeometry& g = weight_.geometry;
     const int64_t m = d[0], ldy = d[4] + 2;
     x_ = Guarded<int8_t>(m * g.padded_cols, misalign);
@@ -459,7 +494,7 @@ struct Problem<GemmI8Fn> {
  private:
   static Shape shape(int64_t m, int64_t R, int64_t C, int64_t row0, int64_t rows, int64_t group, int64_t wide,
                      int64_t accumulate) {
-    return make_shape({{"m", m}, {"R", R}, {"C", C}, {"row0", row0}, {"rows", rows}, {"group", group}, {"f32_scale", wide},
+    return make_shape({{"m", m}, {"R", R}, {"C", C}, {"row0", row0}, {"rows", rows}, {"group", group}, {"parameters", wide},
                        {"accumulate", accumulate}});
   }
   WeightData weight_;
@@ -485,7 +520,7 @@ struct Problem<PackCodesFn> {
     codes_ = Guarded<uint8_t>(static_cast<int64_t>(weight_.row_codes.size()), misalign);
     std::copy(weight_.row_codes.begin(), weight_.row_codes.end(), codes_.data());
     out_ = Guarded<uint8_t>(static_cast<int64_t>(g.code_bytes), misalign);
-    args_ = {s.dims[0], s.dims[1], codes_.data(), weight_.zeros.data(), g.group, g.groups, g.steps, nullptr};
+    args_ = {s.dims[0], s.dims[1], codes_.data(), weight_.zeros.data(), g.group, g.groups, g.steps, 0, nullptr};
   }
   void run(PackCodesFn fn) {
     args_.out = out_.data();
@@ -545,7 +580,7 @@ struct Problem<EmbedFn> {
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const int64_t n = s.dims[0], rows = s.dims[1], cols = s.dims[2];
-    weight_ = WeightData(format_in_name(slot.name), rows, cols, s.dims[3], s.dims[4] != 0, random, misalign);
+    weight_ = WeightData(format_in_name(slot.name), rows, cols, s.dims[3], s.dims[4] % 2 != 0, random, misalign, kind_of(s.dims[4]));
     ids_ = Guarded<int32_t>(n, misalign);
     for (int64_t i = 0; i < n; ++i) ids_[i] = static_cast<int32_t>(random.below(rows));
     if (n > 0) ids_[0] = static_cast<int32_t>(rows - 1);
@@ -561,7 +596,7 @@ struct Problem<EmbedFn> {
 
  private:
   static Shape shape(int64_t n, int64_t rows, int64_t cols, int64_t group, int64_t wide) {
-    return make_shape({{"n", n}, {"rows", rows}, {"cols", cols}, {"group", group}, {"f32_scale", wide}});
+    return make_shape({{"n", n}, {"rows", rows}, {"cols", cols}, {"group", group}, {"parameters", wide}});
   }
   WeightData weight_;
   Guarded<int32_t> ids_;

@@ -58,10 +58,10 @@ TEST(Shapes, NamesAreDistinctAndAnUnknownOneIsAUsageErrorWithTheNearest) {
 }
 
 TEST(RandomModel, FormatsAreReadByNameAndRefusedWithTheList) {
-  for (const char* name : {"f32", "f16", "bf16", "q8_g128", "q8_row", "q4_g64", "q4_g32", "q4_row"})
+  for (const char* name : {"f32", "f16", "bf16", "q8_g128", "q8_row", "q4_g64", "q4_g32", "q4_row", "q2_g128", "q2_row", "q4_g32_sym", "q2_g64_min"})
     EXPECT_EQ(stored_format_name(parse_stored_format(name)), name);
   EXPECT_EQ(stored_format_name(parse_stored_format("q4")), "q4_g128");
-  for (const char* wrong : {"q5", "q4_g7", "", "Q4"}) EXPECT_THROW(parse_stored_format(wrong), Error) << wrong;
+  for (const char* wrong : {"q5", "q4_g7", "", "Q4", "q4_sym_g32", "q4_g32_zp"}) EXPECT_THROW(parse_stored_format(wrong), Error) << wrong;
 }
 
 // 172 and 64 columns: with and without padding in the tiles, and groups that do not divide them.
@@ -69,7 +69,7 @@ TEST(RandomModel, RunsInEveryFormatAndTilesArePaddedAsWritten) {
   const ShapeConfig shape = shape_config("stories260k");
   std::vector<int32_t> ids(12);
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(37 * i % 512);
-  for (const char* name : {"f32", "f16", "bf16", "q8_g128", "q8_row", "q4_g128", "q4_g32", "q4_row"}) {
+  for (const char* name : {"f32", "f16", "bf16", "q8_g128", "q8_row", "q4_g128", "q4_g32", "q4_row", "q2_g128", "q2_row_sym", "q4_g32_sym", "q4_g32_min", "q2_g64_min"}) {
     const StoredFormat format = parse_stored_format(name);
     Model model = random_model("tiny", shape, format);
     EXPECT_EQ(model.stored_bytes(), random_model_bytes(shape.config, format)) << name;
@@ -80,15 +80,30 @@ TEST(RandomModel, RunsInEveryFormatAndTilesArePaddedAsWritten) {
     if (is_tiled(w.format)) {
       std::vector<uint8_t> codes(static_cast<size_t>(w.numel()));
       const UnpackCodesArgs unpack{w.view(), codes.data()};
-      (w.format == WeightFormat::q8 ? engine.kernels.unpack_q8 : engine.kernels.unpack_q4)(unpack);
+      (w.format == WeightFormat::q8   ? engine.kernels.unpack_q8
+       : w.format == WeightFormat::q4 ? engine.kernels.unpack_q4
+                                      : engine.kernels.unpack_q2)(unpack);
       const TileGeometry g = w.geometry();
       const auto count = static_cast<size_t>(w.rows * g.groups);
       uint16_t scale;
       std::memcpy(&scale, w.scales, 2);
-      const std::vector<uint8_t> zeros(count, w.zeros[0]);
+      std::vector<uint8_t> zeros(count, w.zeros ? w.zeros[0] : w.zero);
+      if (w.zeros) zeros[0] ^= 1;  // zero points that are all the same would not be stored
       const std::vector<uint16_t> scales(count, scale);
-      const TileStorage packed = pack_tiles(engine.kernels, w.format, w.rows, w.cols, w.group, codes.data(),
-                                            zeros.data(), scales.data(), nullptr, nullptr);
+      uint16_t min = 0;
+      if (w.mins) std::memcpy(&min, w.mins, 2);
+      const std::vector<uint16_t> mins(count, min);
+      TileSource source;
+      source.rows = w.rows;
+      source.cols = w.cols;
+      source.group = w.group;
+      source.codes = codes.data();
+      source.scales = scales.data();
+      source.zeros = w.mins ? nullptr : zeros.data();
+      source.mins = w.mins ? mins.data() : nullptr;
+      const TileStorage packed = pack_tiles(engine.kernels, w.format, source, nullptr);
+      EXPECT_EQ(packed.weight.kind, w.kind) << name;
+      if (w.mins) EXPECT_EQ(std::memcmp(packed.weight.mins, w.mins, g.offset_bytes), 0) << name;
       EXPECT_EQ(std::memcmp(packed.weight.data, w.data, g.code_bytes + g.scale_bytes), 0) << name;
     }
     std::vector<float> values(static_cast<size_t>(w.numel()));

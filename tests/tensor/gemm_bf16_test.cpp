@@ -18,7 +18,7 @@ using testing::Random;
 using testing::WeightData;
 
 constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::q8,
-                                     WeightFormat::q4};
+                                     WeightFormat::q4, WeightFormat::q2};
 
 std::vector<KernelTable> supported_tables() {
   std::vector<KernelTable> tables;
@@ -214,7 +214,7 @@ TEST(GemmBf16, TiersWithoutTheInstructionHaveTheBitsOfRoundedF32Products) {
 TEST(GemmBf16, CodesGiveTheBitsOfTheDequantizedMatrix) {
   Random random(6);
   for (const KernelTable& t : supported_tables()) {
-    for (const WeightFormat f : {WeightFormat::f16, WeightFormat::bf16, WeightFormat::q8, WeightFormat::q4}) {
+    for (const WeightFormat f : {WeightFormat::f16, WeightFormat::bf16, WeightFormat::q8, WeightFormat::q4, WeightFormat::q2}) {
       for (const int64_t group : {16, 32, 64, 128, 0}) {
         const int64_t m = 7, rows = 83, cols = 203;
         const WeightData w(f, rows, cols, group, group == 64, random, 0);

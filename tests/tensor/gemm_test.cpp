@@ -14,7 +14,9 @@ using testing::Random;
 using testing::WeightData;
 
 constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::q8,
-                                     WeightFormat::q4};
+                                     WeightFormat::q4, WeightFormat::q2};
+constexpr WeightFormat kTileFormats[] = {WeightFormat::q8, WeightFormat::q4, WeightFormat::q2};
+constexpr GroupKind kKinds[] = {GroupKind::zero_points, GroupKind::symmetric, GroupKind::minimum};
 
 std::vector<KernelTable> supported_tables() {
   std::vector<KernelTable> tables;
@@ -129,7 +131,7 @@ TEST(GemmDriver, ARowDoesNotDependOnTheOthersNorOnThreads) {
         for (const int64_t group : {16, 32, 128, 0}) {
           if (!is_tiled(f) && group != 0) continue;
           SCOPED_TRACE(std::string(tier_name(t.tier)) + " " + format_name(f) + (int8_act ? " int8" : ""));
-          const WeightData w(f, rows, cols, group, group == 32, random, 0);
+          const WeightData w(f, rows, cols, group, group == 32, random, 0, kKinds[group / 16 % 3]);
           const auto y = nt(t, 1, max_m, x, w, int8_act), dx = nn(t, 1, max_m, dy, f, w.view);
           for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 13, 64}) {
             for (const int threads : {1, 2, 3}) {
@@ -188,10 +190,10 @@ TEST(GemmDriver, ChunksOfManyRowsAndColumnsFitTogether) {
 TEST(GemmDriver, GradientsThroughCodesEqualThoseThroughTheDequantizedMatrix) {
   Random random(5);
   for (const KernelTable& t : supported_tables()) {
-    for (const WeightFormat f : {WeightFormat::q8, WeightFormat::q4}) {
+    for (const WeightFormat f : kTileFormats) {
       for (const int64_t group : {16, 32, 64, 128, 0}) {
         const int64_t m = 7, rows = 83, cols = 203;
-        const WeightData w(f, rows, cols, group, group == 64, random, 0);
+        const WeightData w(f, rows, cols, group, group == 64, random, 0, kKinds[(group / 16 + 1) % 3]);
         const auto dy = random_floats(random, m * rows), x = random_floats(random, m * cols);
         WeightView dense{};
         dense.data = w.dense.data();
@@ -211,24 +213,25 @@ TEST(GemmDriver, Int8ActivationsStayWithinTheirRounding) {
   Random random(6);
   const int64_t m = 11, rows = 50, cols = 200, group = 32;
   for (const KernelTable& t : supported_tables()) {
-    for (const WeightFormat f : {WeightFormat::q8, WeightFormat::q4}) {
-      const WeightData w(f, rows, cols, group, false, random, 0);
+    for (int i = 0; i < 9; ++i) {
+      const WeightFormat f = kTileFormats[i / 3];
+      const WeightData w(f, rows, cols, group, false, random, 0, kKinds[i % 3]);
       const auto x = random_floats(random, m * cols);
       const auto y = nt(t, 2, m, x, w, true);
-      for (int64_t i = 0; i < m; ++i) {
+      for (int64_t row = 0; row < m; ++row) {
         for (int64_t r = 0; r < rows; ++r) {
           double sum = 0, tolerance = 0;
           for (int64_t g = 0; g < cols; g += group) {
             double absmax = 0;
             for (int64_t c = g; c < std::min(cols, g + group); ++c)
-              absmax = std::max(absmax, std::fabs(double{x[static_cast<size_t>(i * cols + c)]}));
+              absmax = std::max(absmax, std::fabs(double{x[static_cast<size_t>(row * cols + c)]}));
             for (int64_t c = g; c < std::min(cols, g + group); ++c) {
               const double weight = w.dense[static_cast<size_t>(r * cols + c)];
-              sum += weight * x[static_cast<size_t>(i * cols + c)];
+              sum += weight * x[static_cast<size_t>(row * cols + c)];
               tolerance += std::fabs(weight) * absmax * (0.5001 / 127);
             }
           }
-          ASSERT_NEAR(y[static_cast<size_t>(i * rows + r)], sum, tolerance) << tier_name(t.tier) << " " << i << " " << r;
+          ASSERT_NEAR(y[static_cast<size_t>(row * rows + r)], sum, tolerance) << tier_name(t.tier) << " " << row << " " << r;
         }
       }
     }

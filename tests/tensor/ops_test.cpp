@@ -581,13 +581,13 @@ TEST(QuantizedLinear, EqualsTheDequantizedMatrix) {
   uint64_t seed = 50;
   for (Tier tier : {Tier::ref, best_tier()}) {
     const KernelTable kernels = build_kernel_table(tier);
-    for (WeightFormat format : {WeightFormat::q8, WeightFormat::q4})
+    for (WeightFormat format : {WeightFormat::q8, WeightFormat::q4, WeightFormat::q2})
       for (int64_t group : {32, 64, 128, 0})
         for (bool f32_scales : {false, true})
           for (bool act_order : {false, true}) {
             Philox rng(++seed, 0);
             const TileGeometry g = tile_geometry(format, kRows, kCols, group, f32_scales);
-            const uint64_t top = format == WeightFormat::q8 ? 256 : 16;
+            const uint64_t top = uint64_t{1} << format_bits(format);
             std::vector<uint8_t> codes(size_t(kRows * kCols)), zeros(size_t(kRows * g.groups));
             std::vector<uint16_t> f16(zeros.size());
             std::vector<float> f32(zeros.size());

@@ -139,7 +139,7 @@ void add_generate(CLI::App& app, Run* run) {
   command->add_option("--model", o->model, "Hugging Face directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
   command->add_option("--load-as", o->load_as,
-                      "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
+                      "pack the base while loading: q8, q4, q2; with a group q4-g32, q4-g64, q4-row; and a kind q4-g32-sym, q4-g32-min; default: as stored");
   command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
   command->add_option("--kv", o->kv, "how keys and values are kept: f32 (default), f16, int8");
   auto* prompt = command->add_option("--prompt", o->prompt, "text to continue; empty starts from BOS");

@@ -84,11 +84,12 @@ std::string file_name(const Model& model, Role role, int64_t layer) {
   return "";
 }
 
-// "f32", or "q4 g32" with the kind of its scales.
+// "f32", or "q4 g32" with the kind of its groups and the type of its scales.
 std::string stored_as(const Weight& w) {
   if (!is_tiled(w.format)) return format_name(w.format);
-  return fmt::format("{} {} {} scales{}", format_name(w.format), w.group > 0 ? fmt::format("g{}", w.group) : "row",
-                     w.scale_f32 ? "f32" : "f16", w.perm ? " permuted" : "");
+  const char* const kinds[] = {"asym", "sym", "min"};
+  return fmt::format("{} {} {} {} scales{}", format_name(w.format), w.group > 0 ? fmt::format("g{}", w.group) : "row",
+                     kinds[static_cast<int>(w.kind)], w.scale_f32 ? "f32" : "f16", w.perm ? " permuted" : "");
 }
 
 Json tensors_json(const Model& model) {

@@ -80,7 +80,7 @@ Model open_model(const ProfileOptions& o, Session& session, bool full) {
     return random_model(o.shape, shape, format, o.common.seed + 1, &session.budget());
   }
   if (!o.format.empty() && !is_tiled(format.format) && !full)
-    throw Error(ErrorCode::usage, "--format " + o.format + ": a loaded model can be packed into q8 or q4 only",
+    throw Error(ErrorCode::usage, "--format " + o.format + ": a loaded model can be packed into q8, q4 or q2 only",
                 "leave --format out to run it as it is stored");
   LoadOptions load;
   load.budget = &session.budget();
@@ -89,7 +89,7 @@ Model open_model(const ProfileOptions& o, Session& session, bool full) {
   if (!o.common.quiet)
     for (const std::string& w : model.warnings) warn(w);
   if (is_tiled(format.format))
-    quantize_model(model, session.kernels(), {format.format == WeightFormat::q8 ? 8 : 4, format.group},
+    quantize_model(model, session.kernels(), {static_cast<int>(format_bits(format.format)), format.group, format.kind},
                    &session.budget());
   return model;
 }
@@ -295,7 +295,7 @@ void add_profile(CLI::App& app, Run* run) {
   command->add_option("--shape", o->shape, "a known shape with random weights instead");
   command->add_option(
       "--format", o->format,
-      "of the weights: f32, f16, bf16, q8_g128, q4_g128, q4_g32, q4_row, ...; default f32, or as stored");
+      "of the weights: f32, f16, bf16, q8_g128, q4_g128, q4_g32, q2_row, q4_g32_sym, q4_g32_min, ...; default f32, or as stored");
   command->add_option("--prompt-tokens", o->prompt_tokens,
                       "of a prefill, in front of decoding, of a training sequence; default 256");
   command->add_option("--tokens", o->tokens, "decode: how many; default 32");

@@ -164,7 +164,7 @@ void add_tune(CLI::App& app, Run* run) {
   command->add_option("--model", o->model, "base model: directory or llama2.c .bin file")->required();
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
   command->add_option("--load-as", o->load_as,
-                      "pack the base while loading: q8, q4, or with a group q4-g32, q4-g64, q4-row; default: as stored");
+                      "pack the base while loading: q8, q4, q2; with a group q4-g32, q4-g64, q4-row; and a kind q4-g32-sym, q4-g32-min; default: as stored");
   command->add_option("--data", o->data, "JSON lines to learn from")->required();
   command->add_option("--eval-data", o->eval_data, "JSON lines to evaluate on");
   command->add_option("--overlong", o->overlong, "rows beyond --ctx: error (default), truncate or skip")
