@@ -101,7 +101,10 @@ void sweep(benchmark::State& state, const Run& run, const StoredFormat& stored, 
   std::vector<std::vector<double>> times(counts.size());
   for (auto _ : state) {
     const double start = now();
-    for (size_t i = 0; i < counts.size(); ++i) times[i].push_back(time_of([&] { product(counts[i]); }));
+    for (size_t i = 0; i < counts.size(); ++i) {
+      product(counts[i]);  // after many rows nothing of W is in a cache, after few rows all of it
+      times[i].push_back(time_of([&] { product(counts[i]); }));
+    }
     state.SetIterationTime(now() - start);
   }
   const double peak = run.peak_gflops[int8_act ? kPeakInt8 : bf16 ? kPeakBf16 : kPeakF32][size_t(run.cap)] * threads * 1e9;

@@ -61,8 +61,9 @@ struct GemmTileArgs {
 };
 using GemmTileFn = void (*)(const GemmTileArgs&) noexcept;
 
-// y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 4 and r in [row0, row0 + rows); same bits as panel_t + gemm_f32.
+// y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= kGemvMaxRows and r in [row0, row0 + rows); same bits as panel_t + gemm_f32.
 // For tiles row0 is a multiple of 16. y(i, r) at y[i * ldy + (r - row0)].
+constexpr int64_t kGemvMaxRows = 8;
 struct GemvArgs {
   WeightView w;
   int64_t row0, rows;

@@ -13,7 +13,6 @@
 namespace thimble {
 namespace {
 
-constexpr int64_t kGemvRows = 4;          // up to here a product of weights is a gemv
 constexpr int64_t kMinChunks = 12;        // enough for a dozen threads; more would pack more often
 constexpr int64_t kMinRowBlock = 192;     // rows below which packing would show
 constexpr int64_t kBlockFloats = 96 * 1024;  // of A, per sub-block: shares a cache of 1 MiB with the panels
@@ -178,16 +177,23 @@ GemvFn gemv_of(const KernelTable& k, WeightFormat f) {
   }
 }
 
+// Up to here reading W as it is beats packing it: tiles are cheap to unpack again for the next kGemvMaxRows rows of x where
+// registers abound, rows have to be transposed.
+int64_t gemv_rows(const KernelTable& k, WeightFormat format) { return is_tiled(format) ? k.gemv_tile_rows : kGemvMaxRows; }
+// Rows of x at a time. Eight rows of a power of two and the codes of q8 together need more ways than a cache has.
+int64_t gemv_step(WeightFormat format) { return format == WeightFormat::q8 ? kGemvMaxRows - 1 : kGemvMaxRows; }
+
 // Rows of W per chunk of a gemv: long enough to stream, short enough to share.
 int64_t gemv_block(int64_t rows) { return std::clamp<int64_t>(round_up(ceil_div(rows, 16), 64), 64, 512); }
 
 void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
               float* y, int64_t ldy, bool accumulate) {
   const GemvFn gemv = gemv_of(*exec.kernels, format);
-  const int64_t block = gemv_block(w.rows);
+  const int64_t block = gemv_block(w.rows), step = ceil_div(m, ceil_div(m, gemv_step(format)));
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
-    const int64_t row0 = c * block;
-    gemv({w, row0, std::min(block, w.rows - row0), x, ldx, m, y + row0, ldy, accumulate});
+    const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
+    for (int64_t i = 0; i < m; i += step)
+      gemv({w, row0, rows, x + i * ldx, ldx, std::min(step, m - i), y + i * ldy + row0, ldy, accumulate});
   });
 }
 
@@ -289,7 +295,7 @@ bool uses_int8(WeightFormat format, bool int8_act) { return int8_act && is_tiled
 size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w,
                              bool int8_act) {
   if (uses_int8(format, int8_act)) return int8_bytes(m, format, w);
-  if (m <= kGemvRows) return 0;
+  if (m <= gemv_rows(kernels, format)) return 0;
   return plan_bytes(make_plan(kernels, m, w.rows, w.cols, false), threads);
 }
 
@@ -297,7 +303,7 @@ void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weigh
              float* y, int64_t ldy, bool accumulate, bool int8_act) {
   if (m <= 0 || w.rows <= 0) return;
   if (uses_int8(format, int8_act)) return run_int8(exec, m, x, ldx, format, w, y, ldy, accumulate);
-  if (m <= kGemvRows) return run_gemv(exec, m, x, ldx, format, w, y, ldy, accumulate);
+  if (m <= gemv_rows(*exec.kernels, format)) return run_gemv(exec, m, x, ldx, format, w, y, ldy, accumulate);
   run(exec, {m, w.rows, w.cols, x, ldx, 1, panel_t(*exec.kernels, format), true, w, y, ldy, accumulate}, false);
 }
 

@@ -1,4 +1,4 @@
-// y[i, r] (+)= sum_c x[i, c] W(r, c) for up to four rows of x, straight from any weight format: the same chains over c as
+// y[i, r] (+)= sum_c x[i, c] W(r, c) for up to eight rows of x, straight from any weight format: the same chains over c as
 // panel_t with gemm_f32.
 #include "kernels/ref/init.h"
 #include "kernels/ref/weights.h"
@@ -20,6 +20,7 @@ void gemv(const GemvArgs& a) noexcept {
 }  // namespace
 
 void init_gemv(KernelTable& t) {
+  t.gemv_tile_rows = 4;
   t.gemv_f32 = gemv<WeightFormat::f32>;
   t.gemv_f16 = gemv<WeightFormat::f16>;
   t.gemv_bf16 = gemv<WeightFormat::bf16>;

@@ -1,4 +1,4 @@
-// y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 4, at the speed of reading W. Lanes are output rows and every output is
+// y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 8, at the speed of reading W. Lanes are output rows and every output is
 // one fma chain over c, the chain of panel_t + gemm_f32. Layout rows transposes blocks in registers; tiles stream as they
 // are, several strips side by side to hide the latency of the chains. Codes become floats without integer conversions:
 // (code | 2^23's bits) - (2^23 + zero) is exactly code - zero; fields that a shift has to move anyway (q2) go to bit 0. W is prefetched some KB ahead, as each stream is short.
@@ -117,6 +117,10 @@ void gemv_rows(const GemvArgs& a) noexcept {
     case 2: return gemv_rows_m<F, 2>(a);
     case 3: return gemv_rows_m<F, 3>(a);
     case 4: return gemv_rows_m<F, 4>(a);
+    case 5: return gemv_rows_m<F, 5>(a);
+    case 6: return gemv_rows_m<F, 6>(a);
+    case 7: return gemv_rows_m<F, 7>(a);
+    case 8: return gemv_rows_m<F, 8>(a);
     default: return;
   }
 }
@@ -220,6 +224,10 @@ void gemv_tiles_kind(const GemvArgs& a) {
     case 2: return gemv_tiles_m<F, HasMin, 2>(a);
     case 3: return gemv_tiles_m<F, HasMin, 3>(a);
     case 4: return gemv_tiles_m<F, HasMin, 4>(a);
+    case 5: return gemv_tiles_m<F, HasMin, 5>(a);
+    case 6: return gemv_tiles_m<F, HasMin, 6>(a);
+    case 7: return gemv_tiles_m<F, HasMin, 7>(a);
+    case 8: return gemv_tiles_m<F, HasMin, 8>(a);
     default: return;
   }
 }
@@ -231,6 +239,7 @@ void gemv_tiles(const GemvArgs& a) noexcept {
 }  // namespace
 
 void init_gemv(KernelTable& t) {
+  t.gemv_tile_rows = kLanes == 16 ? 32 : 7;
   t.gemv_f32 = gemv_rows<WeightFormat::f32>;
   t.gemv_f16 = gemv_rows<WeightFormat::f16>;
   t.gemv_bf16 = gemv_rows<WeightFormat::bf16>;

@@ -96,11 +96,11 @@ TEST(Gemm, GemvHasTheBitsOfPanelAndTile) {
     for (const auto& [group, kind] : groups_and_kinds(f)) {
       const int64_t rows = 150, cols = 331, nr = 160;
       const WeightData w(f, rows, cols, group, group == 0, random, 0, kind);
-      std::vector<float> x(static_cast<size_t>(4 * cols)), y0(static_cast<size_t>(4 * rows));
+      std::vector<float> x(static_cast<size_t>(kGemvMaxRows * cols)), y0(static_cast<size_t>(kGemvMaxRows * rows));
       for (float& v : x) v = random.normal();
       for (float& v : y0) v = random.normal();
       for (const KernelTable& t : supported_tables()) {
-        for (int64_t m = 1; m <= 4; ++m) {
+        for (int64_t m = 1; m <= kGemvMaxRows; ++m) {
           for (const int32_t accumulate : {0, 1}) {
             std::vector<float> panel(static_cast<size_t>(cols * nr)), a = y0, b = y0;
             panel_t(t, f)({w.view, 0, rows, 0, cols, nr, panel.data()});

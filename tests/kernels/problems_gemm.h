@@ -326,7 +326,7 @@ struct Problem<GemvFn> {
   static std::vector<Shape> test_shapes(const SlotInfo& slot) {
     std::vector<Shape> shapes;
     for (const auto& [group, wide] : quantization_variants(slot)) {
-      for (int64_t m = 1; m <= 4; ++m) {
+      for (int64_t m = 1; m <= kGemvMaxRows; ++m) {
         shapes.push_back(shape(m, 37, 53, 0, 37, group, wide, m % 2));
         shapes.push_back(shape(m, 150, 301, 16, 134, group, wide, m % 2 == 0));
         shapes.push_back(shape(m, 100, 264, 32, 20, group, wide, 1));
@@ -338,7 +338,8 @@ struct Problem<GemvFn> {
   }
   static std::vector<Shape> bench_shapes(const SlotInfo& slot) {
     const int64_t group = is_tiled(format_in_name(slot.name)) ? 128 : 0;
-    return {shape(1, 5632, 2048, 0, 5632, group, 0, 0), shape(4, 5632, 2048, 0, 5632, group, 0, 0)};
+    return {shape(1, 5632, 2048, 0, 5632, group, 0, 0), shape(4, 5632, 2048, 0, 5632, group, 0, 0),
+            shape(8, 5632, 2048, 0, 5632, group, 0, 0)};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);

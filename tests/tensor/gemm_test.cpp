@@ -133,7 +133,7 @@ TEST(GemmDriver, ARowDoesNotDependOnTheOthersNorOnThreads) {
           SCOPED_TRACE(std::string(tier_name(t.tier)) + " " + format_name(f) + (int8_act ? " int8" : ""));
           const WeightData w(f, rows, cols, group, group == 32, random, 0, kKinds[group / 16 % 3]);
           const auto y = nt(t, 1, max_m, x, w, int8_act), dx = nn(t, 1, max_m, dy, f, w.view);
-          for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 13, 64}) {
+          for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17, 64}) {
             for (const int threads : {1, 2, 3}) {
               const auto some = nt(t, threads, m, x, w, int8_act);
               ASSERT_TRUE(std::equal(some.begin(), some.end(), y.begin())) << "m=" << m << " threads=" << threads;
