@@ -129,7 +129,7 @@ void sweep(benchmark::State& state, const Run& run, const StoredFormat& stored, 
 }
 
 // Weights that together exceed the last-level cache several times, one after another, and a plain read of as many bytes.
-void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int64_t group, int threads) {
+void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int64_t group, bool int8_act, int threads) {
   const int64_t rows = 5632, cols = 2048;
   const KernelTable table = build_kernel_table(run.cap);
   std::vector<std::unique_ptr<RandomWeight>> weights;
@@ -141,12 +141,13 @@ void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int
   const double bytes = double(weights[0]->weight.stored_bytes());
   const PlainRead plain(table, threads, bytes, weights.size(), 5);
   const Buffer x = random_floats(cols, 6), y(static_cast<size_t>(rows) * 4);
-  const Buffer scratch(gemm_nt_scratch_bytes(table, threads, 1, format, weights[0]->weight.view()));
+  const Buffer scratch(gemm_nt_scratch_bytes(table, threads, 1, format, weights[0]->weight.view(), int8_act));
   const GemmExec exec{&table, threads, scratch.data(), scratch.bytes()};
   std::vector<double> times, reads;
   size_t next = 0;
   for (auto _ : state) {
-    times.push_back(time_of([&] { gemm_nt(exec, 1, x.f32(), cols, format, weights[next]->weight.view(), y.f32(), rows, false); }));
+    const WeightView w = weights[next]->weight.view();
+    times.push_back(time_of([&] { gemm_nt(exec, 1, x.f32(), cols, format, w, y.f32(), rows, false, int8_act); }));
     reads.push_back(time_of([&] { plain.read(next); }));
     state.SetIterationTime(times.back());
     next = (next + 1) % weights.size();
@@ -178,15 +179,14 @@ void register_gemm(const Run& run) {
     for (const int64_t size : {512, 768, 1024, 1536, 2048})
       add("driver_gemm_f32/" + std::to_string(size) + at, [run, size, threads](benchmark::State& s) { gemm_f32(s, run, size, threads); });
     for (const StoredFormat& stored : stored_formats()) {
-      const std::string name = stored_format_name(stored);
       for (const bool int8_act : {false, true}) {
         if (int8_act && !is_tiled(stored.format)) continue;
-        add("driver_prefill_" + name + (int8_act ? "/int8_act" : "/f32") + at,
-            [=](benchmark::State& s) { prefill(s, run, stored, int8_act, threads); });
+        const std::string how = stored_format_name(stored) + (int8_act ? "/int8_act" : "/f32");
+        add("driver_prefill_" + how + at, [=](benchmark::State& s) { prefill(s, run, stored, int8_act, threads); });
+        if (stored.kind != GroupKind::zero_points) continue;
+        add("driver_gemv_" + how + "/cold" + at,
+            [=](benchmark::State& s) { gemv_cold(s, run, stored.format, stored.group, int8_act, threads); });
       }
-      if (stored.kind != GroupKind::zero_points) continue;
-      add("driver_gemv_" + name + "/cold" + at,
-          [=](benchmark::State& s) { gemv_cold(s, run, stored.format, stored.group, threads); });
     }
     const StoredFormat f32{WeightFormat::f32, 0}, bf16{WeightFormat::bf16, 0}, q8{WeightFormat::q8, 128}, q4{WeightFormat::q4, 128},
         q2{WeightFormat::q2, 128}, q4_g32{WeightFormat::q4, 32};

@@ -249,6 +249,7 @@ void run_thin_columns(const GemmExec& exec, int64_t m, const float* dy, int64_t 
 // ---- int8 activations
 
 constexpr int64_t kQuantizeRows = 16;
+constexpr int64_t kStreamRows = 4;  // up to here the kernel streams W
 constexpr int64_t kCodesPerBlock = 384 * 1024;  // bytes of activation codes per sweep
 
 int64_t padded_cols(WeightFormat format, const WeightView& w) { return w.steps * step_columns(format); }
@@ -277,7 +278,9 @@ void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
     });
   }
   const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : format == WeightFormat::q4 ? k.gemm_q4_i8 : k.gemm_q2_i8;
-  const int64_t block = std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
+  // A few rows of x stream W once: long chunks, and as many for every thread of a team of up to 16.
+  const int64_t block = m <= kStreamRows ? std::max<int64_t>(round_up(ceil_div(w.rows, 16), kTileRows), 2 * kTileRows)
+                                       : std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
   const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
     const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);

@@ -24,6 +24,8 @@ inline vi madd_i16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 inline vi mul_i32(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 #endif
 
+constexpr int64_t kAheadBytes = 2048;
+
 inline int32_t load_word(const int8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, sizeof word);
@@ -136,8 +138,9 @@ template <WeightFormat F, int R, int T>
 #endif
 }
 
-// R rows of x from row i on by T strips from row r of the weights on; the last strip has n rows inside the matrix.
-template <WeightFormat F, GroupKind K, int R, int T>
+// R rows of x from row i on by T strips from row r of the weights on; the last strip has n rows inside the matrix. U steps
+// have integer sums of their own, and kStream asks for the codes some KB ahead: for few rows, which wait for W alone.
+template <WeightFormat F, GroupKind K, int R, int T, int U = 1, bool kStream = false>
 void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
   const WeightView& w = a.w;
   const int64_t ldx = a.padded_cols, steps_per_group = w.group / kStepColumns<F>;
@@ -163,7 +166,8 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
   const bool short_sums = w.group <= 256;
   for (int64_t g = 0, done = 0; g < w.groups; ++g) {
     const int64_t end = done + steps_per_group < w.steps ? done + steps_per_group : w.steps;
-    vi sums[R][T], zeros[T];
+    vi parts[U][R][T], zeros[T];
+    vi (&sums)[R][T] = parts[0];
     if constexpr (K == GroupKind::zero_points) {
       unroll<T>([&](auto t) __attribute__((always_inline)) {
         zeros[decltype(t)::value] = load_u8(w.zeros + parameters[decltype(t)::value] + g * 16);
@@ -181,11 +185,36 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
         }
       });
     });
-    for (; done < end; ++done) {
-      step<F, R, T>(codes, x, ldx, sums);
+    unroll<U - 1>([&](auto u) __attribute__((always_inline)) {
+      unroll<R>([&](auto i) __attribute__((always_inline)) {
+        unroll<T>([&](auto t) __attribute__((always_inline)) {
+          parts[decltype(u)::value + 1][decltype(i)::value][decltype(t)::value] = set1_i(0);
+        });
+      });
+    });
+    const auto advance = [&](vi (*acc)[T]) __attribute__((always_inline)) {
+      if constexpr (kStream) {
+        unroll<T>([&](auto t) __attribute__((always_inline)) {
+          _mm_prefetch(reinterpret_cast<const char*>(codes[decltype(t)::value] + kAheadBytes), _MM_HINT_T0);
+        });
+      }
+      step<F, R, T>(codes, x, ldx, acc);
       x += kStepColumns<F>;
       unroll<T>([&](auto t) __attribute__((always_inline)) { codes[decltype(t)::value] += 64; });
+    };
+    if constexpr (U > 1) {
+      for (; done + U <= end; done += U)
+        unroll<U>([&](auto u) __attribute__((always_inline)) { advance(parts[decltype(u)::value]); });
     }
+    for (; done < end; ++done) advance(sums);
+    unroll<U - 1>([&](auto u) __attribute__((always_inline)) {
+      unroll<R>([&](auto i) __attribute__((always_inline)) {
+        unroll<T>([&](auto t) __attribute__((always_inline)) {
+          vi& sum = sums[decltype(i)::value][decltype(t)::value];
+          sum = add_i(sum, parts[decltype(u)::value + 1][decltype(i)::value][decltype(t)::value]);
+        });
+      });
+    });
     vf scales[T], mins[T];
     unroll<T>([&](auto t) __attribute__((always_inline)) {
       const int64_t at = parameters[decltype(t)::value] + g * 16;
@@ -232,8 +261,22 @@ void stripe(const GemmI8Args& a, int64_t r0, int64_t n) {
   }
 }
 
+// Few rows: one strip after the other, so that W is one stream.
+template <WeightFormat F, GroupKind K, int R>
+void stream(const GemmI8Args& a) {
+  constexpr int kSteps = R == 1 ? 4 : 2;
+  for (int64_t r = 0; r < a.rows; r += kLanes) tile<F, K, R, 1, kSteps, true>(a, 0, r, a.rows - r);
+}
+
 template <WeightFormat F, GroupKind K>
 void stripes(const GemmI8Args& a) {
+  switch (a.m) {
+    case 1: return stream<F, K, 1>(a);
+    case 2: return stream<F, K, 2>(a);
+    case 3: return stream<F, K, 3>(a);
+    case 4: return stream<F, K, 4>(a);
+    default: break;
+  }
   int64_t r = 0;
   for (; r + (kStrips - 1) * kLanes < a.rows; r += kStrips * kLanes)
     stripe<F, K, kStrips>(a, r, a.rows - r - (kStrips - 1) * kLanes);
