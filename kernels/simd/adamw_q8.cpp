@@ -12,7 +12,6 @@ constexpr float kSmallest = 0x1p-126f;  // below it a reciprocal would overflow
 
 #if defined(__AVX512F__)
 inline vi load_s8(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline vi as_int(vf v) { return _mm512_castps_si512(v); }
 inline vi round_to_int(vf v) { return _mm512_cvtps_epi32(v); }
 inline vi multiply(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
 inline vi xor_i(vi a, vi b) { return _mm512_xor_si512(a, b); }
@@ -26,7 +25,6 @@ inline vi shift_down(vi a) { return _mm512_srli_epi32(a, N); }
 inline void store_bytes(void* p, vi v) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
 #else
 inline vi load_s8(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
-inline vi as_int(vf v) { return _mm256_castps_si256(v); }
 inline vi round_to_int(vf v) { return _mm256_cvtps_epi32(v); }
 inline vi multiply(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 inline vi xor_i(vi a, vi b) { return _mm256_xor_si256(a, b); }

@@ -1,7 +1,8 @@
 // y[i, r] (+)= sum_c x[i, c] W(r, c) for i < m <= 8, at the speed of reading W. Lanes are output rows and every output is
-// one fma chain over c, the chain of panel_t + gemm_f32. Layout rows transposes blocks in registers; tiles stream as they
-// are, several strips side by side to hide the latency of the chains. Codes become floats without integer conversions:
-// (code | 2^23's bits) - (2^23 + zero) is exactly code - zero; fields that a shift has to move anyway (q2) go to bit 0. W is prefetched some KB ahead, as each stream is short.
+// one fma chain over c, the chain of panel_t + gemm_f32. Layout rows transposes blocks in registers, one strip of rows
+// after the other; tiles stream as they are, several strips side by side to hide the latency of the chains. Codes become
+// floats without integer conversions: (code | 2^23's bits) - (2^23 + zero) is exactly code - zero; fields that a shift has
+// to move anyway (q2) go to bit 0. W is prefetched some KB ahead, as each stream is short.
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
 #include "kernels/simd/transpose.h"
@@ -42,23 +43,40 @@ inline void store_y(const GemvArgs& a, int64_t r, int64_t n, const vf* acc) {
   });
 }
 
-// One block of kLanes columns from c on, of the strip whose first row is p.
+// One block of columns from c on, of the strip whose first row is p: one 32-bit lane of each row is one column, or two
+// that are transposed as one. Meanwhile the next stretch of the strip is asked for, row after row: line by line, sixteen
+// rows would be as many streams.
+template <WeightFormat F>
+constexpr int64_t kBlockWidth = kLanes * 4 / static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
+constexpr int64_t kStretchBytes = 1024;
+
 template <WeightFormat F, int M>
 [[gnu::always_inline]] inline void rows_block(const GemvArgs& a, const typename RowsElement<F>::type* p, int64_t c, vf* acc) {
-  constexpr int64_t kSize = static_cast<int64_t>(sizeof(typename RowsElement<F>::type));
-  constexpr int64_t kAhead = 1024 / kSize, kLine = 64 / kSize;
+  constexpr int64_t kStretch = kStretchBytes * kBlockWidth<F> / kLanes / 4;
+  constexpr int64_t kRowLines = kStretchBytes / 64, kBlockLines = kLanes * kLanes / 16;
+  static_assert(kRowLines % kBlockLines == 0);
   vf v[kLanes];
   unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
-    v[decltype(i)::value] = load_row<F>(p + decltype(i)::value * a.w.ld + c);
+    v[decltype(i)::value] = load(reinterpret_cast<const float*>(p + decltype(i)::value * a.w.ld + c));
   });
-  if (c % kLine == 0 && c + kAhead < a.w.cols) {
-    unroll<static_cast<int>(kLanes)>([&](auto i) __attribute__((always_inline)) {
-      _mm_prefetch(reinterpret_cast<const char*>(p + decltype(i)::value * a.w.ld + c + kAhead), _MM_HINT_T1);
+  const int64_t next = c / kStretch * kStretch + kStretch;
+  if (next < a.w.cols) {
+    const int64_t line = c % kStretch / kBlockWidth<F> * kBlockLines;
+    const char* q = reinterpret_cast<const char*>(p + line / kRowLines * a.w.ld + next) + line % kRowLines * 64;
+    unroll<static_cast<int>(kBlockLines)>([&](auto i) __attribute__((always_inline)) {
+      _mm_prefetch(q + 64 * decltype(i)::value, _MM_HINT_T0);
     });
   }
   transpose(v);
   unroll<static_cast<int>(kLanes)>([&](auto j) __attribute__((always_inline)) {
-    step<M>(a, c + decltype(j)::value, v[decltype(j)::value], acc);
+    const vf w = v[decltype(j)::value];
+    if constexpr (F == WeightFormat::f32) {
+      step<M>(a, c + decltype(j)::value, w, acc);
+    } else {
+      const vi pair = as_int(w);
+      step<M>(a, c + 2 * decltype(j)::value, F == WeightFormat::bf16 ? low_bf16(pair) : low_f16(pair), acc);
+      step<M>(a, c + 2 * decltype(j)::value + 1, F == WeightFormat::bf16 ? high_bf16(pair) : high_f16(pair), acc);
+    }
   });
 }
 
@@ -75,39 +93,23 @@ void edge_block(const GemvArgs& a, const typename RowsElement<F>::type* p, int64
   for (int64_t j = 0; j < width; ++j) step<M>(a, c + j, v[j], acc);
 }
 
-// T strips of kLanes rows from row r on: the chains of one strip run while the next block is transposed.
-template <WeightFormat F, int M, int T>
-void rows_strips(const GemvArgs& a, int64_t r) {
+// The strip of kLanes rows from row r on.
+template <WeightFormat F, int M>
+void rows_strip(const GemvArgs& a, int64_t r) {
   const auto* p = row_pointer<F>(a.w, a.row0 + r, 0);
-  const int64_t strip = kLanes * a.w.ld, n = a.rows - r;
-  vf acc[T][M];
-  unroll<T>([&](auto t) __attribute__((always_inline)) {
-    load_y<M>(a, r + decltype(t)::value * kLanes, n - decltype(t)::value * kLanes, acc[decltype(t)::value]);
-  });
+  const int64_t n = a.rows - r;
+  vf acc[M];
+  load_y<M>(a, r, n, acc);
   int64_t c = 0;
-  if (n >= T * kLanes) {
-    for (; c + kLanes <= a.w.cols; c += kLanes) {
-      unroll<T>([&](auto t) __attribute__((always_inline)) {
-        rows_block<F, M>(a, p + decltype(t)::value * strip, c, acc[decltype(t)::value]);
-      });
-    }
-  }
-  for (; c < a.w.cols; c += kLanes) {
-    unroll<T>([&](auto t) __attribute__((always_inline)) {
-      edge_block<F, M>(a, p + decltype(t)::value * strip, n - decltype(t)::value * kLanes, c, acc[decltype(t)::value]);
-    });
-  }
-  unroll<T>([&](auto t) __attribute__((always_inline)) {
-    store_y<M>(a, r + decltype(t)::value * kLanes, n - decltype(t)::value * kLanes, acc[decltype(t)::value]);
-  });
+  if (n >= kLanes)
+    for (; c + kBlockWidth<F> <= a.w.cols; c += kBlockWidth<F>) rows_block<F, M>(a, p, c, acc);
+  for (; c < a.w.cols; c += kLanes) edge_block<F, M>(a, p, n, c, acc);
+  store_y<M>(a, r, n, acc);
 }
 
 template <WeightFormat F, int M>
 void gemv_rows_m(const GemvArgs& a) {
-  constexpr int kStrips = M == 1 || (M == 2 && kLanes == 8) ? 2 : 1;
-  int64_t r = 0;
-  for (; r + kStrips * kLanes <= a.rows; r += kStrips * kLanes) rows_strips<F, M, kStrips>(a, r);
-  for (; r < a.rows; r += kLanes) rows_strips<F, M, 1>(a, r);
+  for (int64_t r = 0; r < a.rows; r += kLanes) rows_strip<F, M>(a, r);
 }
 
 template <WeightFormat F>

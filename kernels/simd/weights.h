@@ -19,6 +19,7 @@ inline vi sub_i(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 inline vi and_i(vi a, vi b) { return _mm512_and_si512(a, b); }
 inline vi and_or_i(vi a, vi b, vi c) { return _mm512_ternarylogic_epi32(a, b, c, 0xEA); }  // (a & b) | c
 inline vi shift_right(vi a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+inline vi as_int(vf a) { return _mm512_castps_si512(a); }
 inline vf to_float(vi a) { return _mm512_cvtepi32_ps(a); }
 inline vf as_float(vi a) { return _mm512_castsi512_ps(a); }
 inline vi load_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
@@ -27,6 +28,11 @@ inline vf load_bf16(const uint16_t* p) {
   const vi wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return as_float(_mm512_slli_epi32(wide, 16));
 }
+// The low and high 16 bits of every lane.
+inline vf low_bf16(vi a) { return as_float(_mm512_slli_epi32(a, 16)); }
+inline vf high_bf16(vi a) { return as_float(and_i(a, set1_i(static_cast<int32_t>(0xFFFF0000)))); }
+inline vf low_f16(vi a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
+inline vf high_f16(vi a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16))); }
 inline vf keep_head(vf v, int64_t n) { return _mm512_maskz_mov_ps(head_mask(n), v); }
 #else
 using vi = __m256i;
@@ -37,6 +43,7 @@ inline vi sub_i(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 inline vi and_i(vi a, vi b) { return _mm256_and_si256(a, b); }
 inline vi and_or_i(vi a, vi b, vi c) { return _mm256_or_si256(_mm256_and_si256(a, b), c); }
 inline vi shift_right(vi a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+inline vi as_int(vf a) { return _mm256_castps_si256(a); }
 inline vf to_float(vi a) { return _mm256_cvtepi32_ps(a); }
 inline vf as_float(vi a) { return _mm256_castsi256_ps(a); }
 inline vi load_u8(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
@@ -45,6 +52,14 @@ inline vf load_bf16(const uint16_t* p) {
   const vi wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return as_float(_mm256_slli_epi32(wide, 16));
 }
+inline vf low_bf16(vi a) { return as_float(_mm256_slli_epi32(a, 16)); }
+inline vf high_bf16(vi a) { return as_float(and_i(a, set1_i(static_cast<int32_t>(0xFFFF0000)))); }
+inline __m128i low_halves(vi a) {  // they fit in 16 bits, so that packing does not saturate
+  const vi low = and_i(a, set1_i(0xFFFF));
+  return _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+}
+inline vf low_f16(vi a) { return _mm256_cvtph_ps(low_halves(a)); }
+inline vf high_f16(vi a) { return _mm256_cvtph_ps(low_halves(_mm256_srli_epi32(a, 16))); }
 inline vf keep_head(vf v, int64_t n) { return as_float(and_i(_mm256_castps_si256(v), head_mask(n))); }
 #endif
 
