@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/kernel_table.h"
@@ -18,6 +19,7 @@ struct Run {
   double peak_gflops[3][kTierCount] = {};  // [Peak][tier], one thread
   double read_gbs[kTierCount] = {};       // one thread
   int64_t cache_bytes = 0;                // last level; what is cold must exceed it
+  int64_t l2_bytes = 0;                   // of one core; what fits runs warm
 };
 enum Peak { kPeakF32, kPeakBf16, kPeakInt8 };
 
@@ -39,9 +41,11 @@ double time_of(const Work& work) {
   return now() - start;
 }
 
-inline double median(std::vector<double> values) {
+// The value at share q of the sorted ones, 0 of none.
+inline double quantile(std::vector<double> values, double q) {
   std::sort(values.begin(), values.end());
-  return values.empty() ? 0.0 : values[values.size() / 2];
+  return values.empty() ? 0.0 : values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
 }
+inline double median(std::vector<double> values) { return quantile(std::move(values), 0.5); }
 
 }  // namespace thimble::bench

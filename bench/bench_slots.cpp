@@ -2,13 +2,16 @@
 // thread, as slot/tier/shape. A new slot of a known signature appears here without an edit.
 //
 // Memory-bound work runs on rotating copies of the problem that together exceed the last-level cache: the same small
-// set again and again would measure the cache. The copies are kept between the tiers of one shape.
+// set again and again would measure the cache. It is judged by plain reads and copies of as many bytes between its runs.
+// A problem that fits into the second-level cache runs warm, and so do the reads and copies. The problems are kept
+// between the tiers of one shape.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <memory>
 
 #include "bench/bench.h"
+#include "bench/plain_read.h"
 #include "tests/kernels/problems_bf16.h"
 #include "tests/kernels/problems_attention.h"
 #include "tests/kernels/problems_gemm.h"
@@ -46,42 +49,70 @@ std::vector<std::unique_ptr<Problem<Fn>>>& problems(const SlotInfo& slot, const 
 }
 
 template <class Fn>
+double written_bytes(const Problem<Fn>& problem) {
+  if constexpr (requires { problem.written(); }) return problem.written();
+  else return 0;
+}
+
+template <class Fn>
+double updated_bytes(const Problem<Fn>& problem) {
+  if constexpr (requires { problem.updated(); }) return problem.updated();
+  else return 0;
+}
+
+template <class Fn>
+void call(Problem<Fn>& problem, Fn fn) {
+  if constexpr (requires { problem.call(fn); }) problem.call(fn);
+  else problem.run(fn);
+  benchmark::ClobberMemory();
+}
+
+// Flops at their peak where that takes longer than the bytes; the rest of the roofline is measured between the runs.
+template <class Fn>
 void run_slot(benchmark::State& state, const Run& run, const SlotInfo& slot, const Shape& shape, Tier tier, Fn fn) {
-  const auto t = static_cast<size_t>(tier);
-  const double peak = run.peak_gflops[peak_of(slot.name)][t] * 1e9, bandwidth = run.read_gbs[t] * 1e9;
-  double flops, bytes;
+  const double peak = run.peak_gflops[peak_of(slot.name)][static_cast<size_t>(tier)] * 1e9;
+  double flops, bytes, written, updated;
   {
     const Problem<Fn> sample(slot, shape, 1, 0);
     flops = sample.flops();
     bytes = sample.bytes();
+    written = written_bytes(sample);
+    updated = updated_bytes(sample);
   }
   // Judged by the peaks of the cap, so that every tier meets the same data in the same state.
   const auto cap = static_cast<size_t>(run.cap);
-  const bool cold = flops * run.read_gbs[cap] < bytes * run.peak_gflops[peak_of(slot.name)][cap];
+  const bool by_memory = flops * run.read_gbs[cap] < bytes * run.peak_gflops[peak_of(slot.name)][cap];
+  const bool cold = by_memory && bytes > 0.75 * static_cast<double>(run.l2_bytes);
   auto& set = problems<Fn>(slot, shape, cold, run.cache_bytes);
+  std::unique_ptr<PlainRead> plain;
+  if (by_memory) plain = std::make_unique<PlainRead>(build_kernel_table(run.cap), 1, bytes, set.size(), 5, written, updated);
+  // What is too short for the clock runs several times.
+  call(*set[0], fn);
+  const double once = time_of([&] { call(*set[0], fn); });
+  const int64_t repeats = cold ? 1 : std::clamp<int64_t>(static_cast<int64_t>(2e-5 / once), 1, 1000);
   size_t next = 0;
-  double best = 1e30, total = 0;
-  for (auto _ : state) {
-    const double start = now();
-    set[next]->run(fn);
-    benchmark::ClobberMemory();
-    const double seconds = now() - start;
+  std::vector<double> times, reads;
+  while (state.KeepRunningBatch(repeats)) {
+    const double seconds = time_of([&] { for (int64_t i = 0; i < repeats; ++i) call(*set[next], fn); });
     state.SetIterationTime(seconds);
-    best = std::min(best, seconds);
-    total += seconds;
+    times.push_back(seconds / double(repeats));
+    if (plain) reads.push_back(time_of([&] { for (int64_t i = 0; i < repeats; ++i) plain->read(next); }) / double(repeats));
     if (++next == set.size()) next = 0;
   }
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
   state.counters["flops"] = flops;
-  state.counters["bytes"] = bytes;
   state.counters["FLOP/s"] = benchmark::Counter(flops, rate);
   state.counters["B/s"] = benchmark::Counter(bytes, rate);
-  if (peak > 0 && bandwidth > 0) {
-    const double roof_seconds = std::max(flops / peak, bytes / bandwidth);
-    state.counters["roof_fraction"] = roof_seconds * static_cast<double>(state.iterations()) / total;
-    state.counters["roof_best"] = roof_seconds / best;
+  if (plain) {
+    report_against_read(state, bytes, *plain, times, reads);
+  } else {
+    state.counters["bytes"] = bytes;
+    if (peak > 0) {
+      state.counters["roof_fraction"] = flops / peak / median(times);
+      state.counters["roof_best"] = flops / peak / *std::min_element(times.begin(), times.end());
+    }
   }
-  state.SetLabel(cold ? "cold, " + std::to_string(set.size()) + " copies" : "warm");
+  state.SetLabel(cold ? "cold, " + std::to_string(set.size()) + " copies" : plain ? "in cache" : "warm");
 }
 
 template <class Fn>

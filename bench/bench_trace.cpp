@@ -19,11 +19,6 @@ namespace {
 
 constexpr int kPairs = 20;
 
-double quantile(std::vector<double> values, double q) {
-  std::sort(values.begin(), values.end());
-  return values[static_cast<size_t>(q * static_cast<double>(values.size() - 1) + 0.5)];
-}
-
 double cpu_seconds() {
   struct timespec t {};
   ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
@@ -89,18 +84,18 @@ void run_trace(benchmark::State& state, const Run& run, const char* shape, WorkK
       off_seconds.push_back(first.wall);
       ++measured;
     }
-    state.SetIterationTime(quantile(off_seconds, 0.5));
+    state.SetIterationTime(median(off_seconds));
   }
   int64_t zones = 0;
   for (const ZoneRow& row : trace.rows()) zones += row.calls;
   const double zones_per_measure = static_cast<double>(zones) / static_cast<double>(measured);
-  state.counters["on"] = quantile(on, 0.5);
+  state.counters["on"] = median(on);
   state.counters["on_q1"] = quantile(on, 0.25);
   state.counters["on_q3"] = quantile(on, 0.75);
-  state.counters["noise"] = quantile(noise, 0.5);
+  state.counters["noise"] = median(noise);
   state.counters["noise_iqr"] = quantile(noise, 0.75) - quantile(noise, 0.25);
-  state.counters["cpu_on"] = quantile(cpu_on, 0.5);
-  state.counters["cpu_noise"] = quantile(cpu_noise, 0.5);
+  state.counters["cpu_on"] = median(cpu_on);
+  state.counters["cpu_noise"] = median(cpu_noise);
   state.counters["cpu_noise_iqr"] = quantile(cpu_noise, 0.75) - quantile(cpu_noise, 0.25);
   const double fastest = *std::min_element(off_seconds.begin(), off_seconds.end()), inactive = zone_seconds();
   Trace busy(size_t{1} << 16);

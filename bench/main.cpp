@@ -71,6 +71,8 @@ void prepare_environment(Tier cap, char** argv, int argc) {
   if (avx512 || avx2) ::setenv("OPENBLAS_CORETYPE", avx512 ? "SKYLAKEX" : "HASWELL", 1);
   ::setenv("OPENBLAS_THREAD_TIMEOUT", "18", 1);  // 2^18 cycles instead of 2^26
   ::setenv("KMP_BLOCKTIME", "1", 1);             // 1 ms instead of 200
+  // Problems lie on large pages like the buffers of the ops, which ask for them.
+  ::setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 0);
   std::vector<char*> arguments(argv, argv + argc);
   std::string prepared = kPreparedFlag;
   arguments.push_back(prepared.data());
@@ -142,6 +144,7 @@ int run_benches(int argc, char** argv) {
     if (tier_includes(run.cap, t) || options.isa.empty()) run.tiers.push_back(t);
   }
   run.threads = options.threads > 0 ? options.threads : machine.threads;
+  run.l2_bytes = machine.l2_bytes > 0 ? machine.l2_bytes : int64_t{1} << 20;
   run.cache_bytes = machine.l3_bytes > 0 ? machine.l3_bytes : int64_t{32} << 20;
 
   std::vector<std::string> arguments = options.rest;

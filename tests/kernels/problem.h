@@ -97,10 +97,13 @@ struct Shape {
 //     static std::vector<Shape> bench_shapes(const SlotInfo&);  // sizes that matter
 //     Problem(const SlotInfo&, const Shape&, uint64_t seed, int64_t misalign);   // never zeros as data
 //     void run(Fn fn);                    // rewrites the outputs from the same inputs each time
+//     void call(Fn fn);                   // optional: the kernel alone, where run() first restores what it changes
 //     std::vector<Output> outputs() const;
 //     bool guards_intact() const;
 //     double flops() const;               // per run
 //     double bytes() const;               // compulsory memory traffic per run
+//     double written() const;             // optional: of these bytes, those stored where nothing was read
+//     double updated() const;             // optional: bytes of what is read and stored in place (twice in bytes())
 //   };
 template <class Fn>
 struct Problem;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <set>
 
 #include "kernels/kernel_args.h"
 #include "tests/kernels/problem.h"
@@ -396,12 +397,14 @@ struct Problem<QuantizeI8Fn> {
     return {shape(1, 1, 0), shape(3, 37, 16), shape(2, 53, 0), shape(4, 301, 128), shape(2, 264, 64), shape(2, 96, 32),
             shape(0, 8, 0)};
   }
-  static std::vector<Shape> bench_shapes(const SlotInfo&) { return {shape(64, 2048, 128), shape(64, 2048, 0)}; }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {shape(32, 2048, 128), shape(32, 2048, 0), shape(4096, 2048, 128), shape(4096, 2048, 0)};
+  }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const int64_t rows = s.dims[0], cols = s.dims[1];
     const TileGeometry g = tile_geometry(WeightFormat::q8, 16, cols, s.dims[2], false);
-    const int64_t ldx = cols + 3;
+    const int64_t ldx = cols < 1024 ? cols + 3 : cols;  // benches: as in the ops
     x_ = Guarded<float>(rows * ldx, misalign);
     for (int64_t i = 0; i < x_.size(); ++i) x_[i] = random.normal();
     for (int64_t c = 0; c < std::min(cols, g.group) && rows > 1; ++c) x_[ldx + c] = 0.0f;  // a group without scale
@@ -410,8 +413,12 @@ struct Problem<QuantizeI8Fn> {
     sums_ = Guarded<int32_t>(rows * g.groups, misalign);
     args_ = {rows, cols, ldx, x_.data(), g.group, g.groups, g.padded_cols, codes_.data(), scales_.data(), sums_.data()};
   }
+  void refill() { std::fill_n(codes_.data(), codes_.size(), int8_t{99}); }
   void run(QuantizeI8Fn fn) {
-    std::fill_n(codes_.data(), codes_.size(), int8_t{99});
+    refill();
+    call(fn);
+  }
+  void call(QuantizeI8Fn fn) {
     args_.codes = codes_.data();
     args_.scales = scales_.data();
     args_.sums = sums_.data();
@@ -423,6 +430,7 @@ struct Problem<QuantizeI8Fn> {
   bool guards_intact() const { return x_.intact() && codes_.intact() && scales_.intact() && sums_.intact(); }
   double flops() const { return 2.0 * static_cast<double>(args_.rows * args_.cols); }
   double bytes() const { return 5.0 * static_cast<double>(args_.rows * args_.cols); }
+  double written() const { return static_cast<double>(args_.rows * args_.cols); }
 
  private:
   static Shape shape(int64_t rows, int64_t cols, int64_t group) {
@@ -576,7 +584,8 @@ struct Problem<EmbedFn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo& slot) {
-    return {shape(256, 4096, 768, is_tiled(format_in_name(slot.name)) ? 128 : 0, 0)};
+    const int64_t group = is_tiled(format_in_name(slot.name)) ? 128 : 0;
+    return {shape(16, 64, 1024, group, 0), shape(1024, 32000, 1024, group, 0)};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
@@ -585,21 +594,28 @@ struct Problem<EmbedFn> {
     ids_ = Guarded<int32_t>(n, misalign);
     for (int64_t i = 0; i < n; ++i) ids_[i] = static_cast<int32_t>(random.below(rows));
     if (n > 0) ids_[0] = static_cast<int32_t>(rows - 1);
-    out_ = Guarded<float>(n * (cols + 2), misalign);
+    ldo_ = cols < 512 ? cols + 2 : cols;  // benches: as in the ops
+    out_ = Guarded<float>(n * ldo_, misalign);
+    std::set<int32_t> tiles;
+    for (int64_t i = 0; i < n; ++i) tiles.insert(is_tiled(weight_.format) ? ids_[i] / 16 : ids_[i]);
+    read_rows_ = static_cast<int64_t>(tiles.size()) * (is_tiled(weight_.format) ? 16 : 1);
   }
-  void run(EmbedFn fn) { fn({weight_.view, ids_.size(), ids_.data(), out_.data(), weight_.view.cols + 2}); }
+  void run(EmbedFn fn) { fn({weight_.view, ids_.size(), ids_.data(), out_.data(), ldo_}); }
   std::vector<Output> outputs() const { return {whole_buffer("rows", out_)}; }
   bool guards_intact() const { return weight_.intact() && ids_.intact() && out_.intact(); }
   double flops() const { return static_cast<double>(ids_.size() * weight_.view.cols); }
+  // A line of a tile holds four bytes of each of its 16 rows: all of them are read.
   double bytes() const {
-    return flops() * (4.0 + static_cast<double>(format_bits(weight_.format)) / 8);
+    return written() + static_cast<double>(read_rows_ * weight_.view.cols * format_bits(weight_.format)) / 8;
   }
+  double written() const { return 4.0 * flops(); }
 
  private:
   static Shape shape(int64_t n, int64_t rows, int64_t cols, int64_t group, int64_t wide) {
     return make_shape({{"n", n}, {"rows", rows}, {"cols", cols}, {"group", group}, {"parameters", wide}});
   }
   WeightData weight_;
+  int64_t ldo_ = 0, read_rows_ = 0;
   Guarded<int32_t> ids_;
   Guarded<float> out_;
 };

@@ -74,6 +74,7 @@ struct Problem<UnaryFn> {
   bool guards_intact() const { return x_.intact() && y_.intact(); }
   double flops() const { return static_cast<double>(x_.size()); }
   double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   std::string name_;
@@ -100,9 +101,13 @@ struct Problem<UnaryBwdFn> {
     dx_ = normal_buffer(s.dims[0], misalign, random);
     dx0_ = copy_of(dx_);
   }
-  void run(UnaryBwdFn fn) {
-    restore(dx_, dx0_);
+  void refill() { restore(dx_, dx0_); }
+  void call(UnaryBwdFn fn) {
     fn({x_.size(), x_.data(), dy_.data(), dx_.data(), accumulate_});
+  }
+  void run(UnaryBwdFn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const {
     std::vector<double> tolerance;
@@ -116,6 +121,7 @@ struct Problem<UnaryBwdFn> {
   bool guards_intact() const { return x_.intact() && dy_.intact() && dx_.intact(); }
   double flops() const { return static_cast<double>(x_.size()); }
   double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   std::string name_;
@@ -148,6 +154,7 @@ struct Problem<GatedFn> {
   bool guards_intact() const { return gate_.intact() && up_.intact() && y_.intact(); }
   double flops() const { return 2.0 * static_cast<double>(gate_.size()); }
   double bytes() const { return 12.0 * static_cast<double>(gate_.size()); }
+  double written() const { return 4.0 * static_cast<double>(gate_.size()); }
 
  private:
   std::string name_;
@@ -183,6 +190,7 @@ struct Problem<GatedBwdFn> {
   }
   double flops() const { return 4.0 * static_cast<double>(gate_.size()); }
   double bytes() const { return 20.0 * static_cast<double>(gate_.size()); }
+  double written() const { return 8.0 * static_cast<double>(gate_.size()); }
 
  private:
   std::string name_;
@@ -206,6 +214,7 @@ struct Problem<BinaryFn> {
   bool guards_intact() const { return a_.intact() && b_.intact() && y_.intact(); }
   double flops() const { return static_cast<double>(a_.size()); }
   double bytes() const { return 12.0 * static_cast<double>(a_.size()); }
+  double written() const { return 4.0 * static_cast<double>(a_.size()); }
 
  private:
   Guarded<float> a_, b_, y_;
@@ -223,14 +232,19 @@ struct Problem<AxpyFn> {
     y_ = normal_buffer(s.dims[0], misalign, random);
     y0_ = copy_of(y_);
   }
-  void run(AxpyFn fn) {
-    restore(y_, y0_);
+  void refill() { restore(y_, y0_); }
+  void call(AxpyFn fn) {
     fn({x_.size(), 0.7f, x_.data(), y_.data()});
+  }
+  void run(AxpyFn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const { return {whole_buffer("y", y_)}; }
   bool guards_intact() const { return x_.intact() && y_.intact(); }
   double flops() const { return 2.0 * static_cast<double>(x_.size()); }
   double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
+  double updated() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   Guarded<float> x_, y_;
@@ -253,10 +267,14 @@ struct Problem<ScaleFn> {
   bool guards_intact() const { return x_.intact() && y_.intact(); }
   double flops() const { return static_cast<double>(x_.size()); }
   double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   Guarded<float> x_, y_;
 };
+
+// Strides beyond the row for the tests; the long rows of benches lie as those of the ops.
+inline int64_t row_stride(int64_t cols) { return cols < 1024 ? cols + 3 : cols; }
 
 inline std::vector<Shape> matrix_shapes() {
   std::vector<Shape> shapes;
@@ -266,7 +284,7 @@ inline std::vector<Shape> matrix_shapes() {
   return shapes;
 }
 inline std::vector<Shape> matrix_bench_shapes() {
-  return {make_shape({{"rows", 64}, {"cols", 2048}}), make_shape({{"rows", 4096}, {"cols", 1024}})};
+  return {make_shape({{"rows", 16}, {"cols", 2048}}), make_shape({{"rows", 4096}, {"cols", 1024}})};
 }
 
 template <>
@@ -274,20 +292,25 @@ struct Problem<BiasFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return matrix_shapes(); }
   static std::vector<Shape> bench_shapes(const SlotInfo&) { return matrix_bench_shapes(); }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
-      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3) {
+      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(row_stride(s.dims[1])) {
     Random random(seed);
     x_ = normal_buffer(rows_ * ld_, misalign, random);
     bias_ = normal_buffer(cols_, misalign, random);
     x0_ = copy_of(x_);
   }
-  void run(BiasFn fn) {
-    restore(x_, x0_);
+  void refill() { restore(x_, x0_); }
+  void call(BiasFn fn) {
     fn({rows_, cols_, x_.data(), ld_, bias_.data()});
+  }
+  void run(BiasFn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const { return {whole_buffer("x", x_)}; }
   bool guards_intact() const { return x_.intact() && bias_.intact(); }
   double flops() const { return static_cast<double>(rows_ * cols_); }
   double bytes() const { return 8.0 * static_cast<double>(rows_ * cols_); }
+  double updated() const { return 4.0 * static_cast<double>(rows_ * cols_); }
 
  private:
   int64_t rows_, cols_, ld_;
@@ -307,19 +330,23 @@ struct Problem<ColSumFn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
-    return {make_shape({{"rows", 64}, {"cols", 2048}, {"accumulate", 1}}),
+    return {make_shape({{"rows", 16}, {"cols", 2048}, {"accumulate", 1}}),
             make_shape({{"rows", 4096}, {"cols", 1024}, {"accumulate", 1}})};
   }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
-      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3), accumulate_(static_cast<int32_t>(s.dims[2])) {
+      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(row_stride(s.dims[1])), accumulate_(static_cast<int32_t>(s.dims[2])) {
     Random random(seed);
     x_ = normal_buffer(rows_ * ld_, misalign, random);
     out_ = normal_buffer(cols_, misalign, random);
     out0_ = copy_of(out_);
   }
-  void run(ColSumFn fn) {
-    restore(out_, out0_);
+  void refill() { restore(out_, out0_); }
+  void call(ColSumFn fn) {
     fn({rows_, cols_, x_.data(), ld_, out_.data(), accumulate_});
+  }
+  void run(ColSumFn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const { return {whole_buffer("out", out_)}; }
   bool guards_intact() const { return x_.intact() && out_.intact(); }
@@ -388,6 +415,7 @@ struct Problem<ConvertFn> {
   bool guards_intact() const { return wide_.intact() && half_.intact(); }
   double flops() const { return static_cast<double>(wide_.size()); }
   double bytes() const { return 6.0 * static_cast<double>(wide_.size()); }
+  double written() const { return (narrow_ ? 2.0 : 4.0) * static_cast<double>(wide_.size()); }
 
  private:
   bool narrow_;
@@ -408,7 +436,7 @@ struct Problem<NormFn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
-    return {make_shape({{"rows", 64}, {"cols", 2048}, {"parameters", 1}}),
+    return {make_shape({{"rows", 16}, {"cols", 2048}, {"parameters", 1}}),
             make_shape({{"rows", 4096}, {"cols", 1024}, {"parameters", 1}})};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
@@ -450,6 +478,7 @@ struct Problem<NormFn> {
   }
   double flops() const { return 4.0 * static_cast<double>(x_.size()); }
   double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   static constexpr float kEps = 1e-5f, kOffset = 1.0f;
@@ -474,7 +503,7 @@ struct Problem<NormBwdFn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
-    return {make_shape({{"rows", 64}, {"cols", 2048}, {"accumulate", 0}, {"dw", 1}, {"dx", 1}}),
+    return {make_shape({{"rows", 16}, {"cols", 2048}, {"accumulate", 0}, {"dw", 1}, {"dx", 1}}),
             make_shape({{"rows", 4096}, {"cols", 1024}, {"accumulate", 0}, {"dw", 1}, {"dx", 1}})};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
@@ -498,13 +527,19 @@ struct Problem<NormBwdFn> {
     dw0_ = copy_of(dw_);
     db0_ = copy_of(db_);
   }
-  void run(NormBwdFn fn) {
+  void refill() {
     restore(dx_, dx0_);
     restore(dw_, dw0_);
     restore(db_, db0_);
+  }
+  void call(NormBwdFn fn) {
     fn({rows_, cols_, x_.data(), w_.data(), dy_.data(), layer_ ? mean_.data() : nullptr, rstd_.data(),
         with_dx_ ? dx_.data() : nullptr, with_dw_ ? dw_.data() : nullptr, with_dw_ && layer_ ? db_.data() : nullptr,
         kOffset, accumulate_});
+  }
+  void run(NormBwdFn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const {
     std::vector<double> dx, dw(static_cast<size_t>(cols_)), db(static_cast<size_t>(cols_));
@@ -542,6 +577,7 @@ struct Problem<NormBwdFn> {
   }
   double flops() const { return 10.0 * static_cast<double>(x_.size()); }
   double bytes() const { return 12.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   static constexpr float kOffset = 1.0f;
@@ -596,6 +632,7 @@ struct Problem<SoftmaxFn> {
   bool guards_intact() const { return x_.intact() && y_.intact(); }
   double flops() const { return 4.0 * static_cast<double>(x_.size()); }
   double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
 
  private:
   static constexpr float kScale = 0.6f;
@@ -620,7 +657,7 @@ struct Problem<CrossEntropyFn> {
             make_shape({{"rows", 64}, {"cols", 32000}, {"gradient", 1}})};
   }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
-      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(s.dims[1] + 3), gradient_(s.dims[2] != 0) {
+      : rows_(s.dims[0]), cols_(s.dims[1]), ld_(row_stride(s.dims[1])), gradient_(s.dims[2] != 0) {
     Random random(seed);
     x_ = normal_buffer(rows_ * ld_, misalign, random, 5.0f);
     dx_ = Guarded<float>(rows_ * ld_, misalign);
@@ -653,6 +690,7 @@ struct Problem<CrossEntropyFn> {
   }
   double flops() const { return 5.0 * static_cast<double>(rows_ * cols_); }
   double bytes() const { return 8.0 * static_cast<double>(rows_ * cols_); }
+  double written() const { return 4.0 * static_cast<double>(rows_ * cols_); }
 
  private:
   static constexpr float kScale = 0.125f;
@@ -677,13 +715,13 @@ struct Problem<RopeFn> {
     return shapes;
   }
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
-    return {shape(256, 16, 64, 64, 0, 0), shape(256, 16, 64, 64, 1, 0)};
+    return {shape(16, 16, 64, 64, 0, 0), shape(16, 16, 64, 64, 1, 0), shape(4096, 16, 64, 64, 0, 0), shape(4096, 16, 64, 64, 1, 0)};
   }
   Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign) {
     Random random(seed);
     const auto& d = s.dims;
     const int64_t half = d[3] / 2;
-    ld_ = d[1] * d[2] + 3;
+    ld_ = row_stride(d[1] * d[2]);
     x_ = normal_buffer(d[0] * ld_, misalign, random);
     y_ = Guarded<float>(d[0] * ld_, misalign);
     cos_ = Guarded<float>(kPositions * half, misalign);
@@ -723,6 +761,7 @@ struct Problem<RopeFn> {
   }
   double flops() const { return 3.0 * static_cast<double>(args_.rows * args_.heads * args_.rot_dim); }
   double bytes() const { return 8.0 * static_cast<double>(args_.rows * args_.heads * args_.head_dim); }
+  double written() const { return 4.0 * static_cast<double>(args_.rows * args_.heads * args_.head_dim); }
 
  private:
   static constexpr int64_t kPositions = 11;
@@ -759,16 +798,23 @@ struct Problem<AdamwFn> {
     m0_ = copy_of(m_);
     v0_ = copy_of(v_);
   }
-  void run(AdamwFn fn) {
+  void refill() {
     restore(p_, p0_);
     restore(m_, m0_);
     restore(v_, v0_);
+  }
+  void call(AdamwFn fn) {
     fn({g_.size(), p_.data(), g_.data(), m_.data(), v_.data(), 0.9f, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.1f, 2e-3f, 1.5f});
+  }
+  void run(AdamwFn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const { return {whole_buffer("p", p_), whole_buffer("m", m_), whole_buffer("v", v_)}; }
   bool guards_intact() const { return g_.intact() && p_.intact() && m_.intact() && v_.intact(); }
   double flops() const { return 14.0 * static_cast<double>(g_.size()); }
   double bytes() const { return 28.0 * static_cast<double>(g_.size()); }
+  double updated() const { return 12.0 * static_cast<double>(g_.size()); }
 
  private:
   Guarded<float> g_, p_, m_, v_;

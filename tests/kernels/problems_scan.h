@@ -18,7 +18,7 @@ inline std::vector<Shape> scan_shapes() {
   return shapes;
 }
 inline std::vector<Shape> scan_bench_shapes() {
-  return {make_shape({{"n", 100000}, {"dim", 384}, {"nq", 1}}), make_shape({{"n", 100000}, {"dim", 384}, {"nq", 4}})};
+  return {make_shape({{"n", 256}, {"dim", 384}, {"nq", 1}}), make_shape({{"n", 100000}, {"dim", 384}, {"nq", 1}}), make_shape({{"n", 100000}, {"dim", 384}, {"nq", 4}})};
 }
 
 template <>
@@ -45,6 +45,7 @@ struct Problem<ScanF32Fn> {
   bool guards_intact() const { return x_.intact() && q_.intact() && out_.intact(); }
   double flops() const { return 2.0 * static_cast<double>(n_ * dim_ * nq_); }
   double bytes() const { return 4.0 * static_cast<double>(n_ * (dim_ + nq_)); }
+  double written() const { return 4.0 * static_cast<double>(n_ * nq_); }
 
  private:
   int64_t n_, dim_, nq_, ld_;
@@ -72,6 +73,7 @@ struct Problem<ScanI8Fn> {
   bool guards_intact() const { return x_.intact() && q_.intact() && x_scale_.intact() && q_scale_.intact() && out_.intact(); }
   double flops() const { return 2.0 * static_cast<double>(n_ * dim_ * nq_); }
   double bytes() const { return static_cast<double>(n_ * (dim_ + 4 + 4 * nq_)); }
+  double written() const { return 4.0 * static_cast<double>(n_ * nq_); }
 
  private:
   int64_t n_, dim_, nq_, ld_;
@@ -97,6 +99,7 @@ struct Problem<ScanBinaryFn> {
   bool guards_intact() const { return x_.intact() && q_.intact() && out_.intact(); }
   double flops() const { return 2.0 * static_cast<double>(n_ * words_ * nq_); }  // an xor and a count per word
   double bytes() const { return static_cast<double>(n_ * (8 * words_ + 4 * nq_)); }
+  double written() const { return 4.0 * static_cast<double>(n_ * nq_); }
 
  private:
   int64_t n_, dim_, nq_, words_;
@@ -142,14 +145,20 @@ struct Problem<AdamwQ8Fn> {
     m_scale0_ = copy_of(m_scale_);
     v_scale0_ = copy_of(v_scale_);
   }
-  void run(AdamwQ8Fn fn) {
+  void refill() {
     restore(p_, p0_);
     restore(m_, m0_);
     restore(v_, v0_);
     restore(m_scale_, m_scale0_);
     restore(v_scale_, v_scale0_);
+  }
+  void call(AdamwQ8Fn fn) {
     fn({g_.size(), p_.data(), g_.data(), m_.data(), v_.data(), m_scale_.data(), v_scale_.data(), 0xFFFFFF00u, 0.9f, 1e-3f, 0.9f,
         0.999f, 1e-8f, 0.1f, 2e-3f, 1.5f});
+  }
+  void run(AdamwQ8Fn fn) {
+    refill();
+    call(fn);
   }
   std::vector<Output> outputs() const {
     return {whole_buffer("p", p_), whole_buffer("m", m_), whole_buffer("v", v_), whole_buffer("m_scale", m_scale_), whole_buffer("v_scale", v_scale_)};
@@ -159,6 +168,7 @@ struct Problem<AdamwQ8Fn> {
   }
   double flops() const { return 30.0 * static_cast<double>(g_.size()); }
   double bytes() const { return 16.0 * static_cast<double>(g_.size()) + 16.0 * static_cast<double>(m_scale_.size()); }
+  double updated() const { return 6.0 * static_cast<double>(g_.size()) + 8.0 * static_cast<double>(m_scale_.size()); }
 
  private:
   Guarded<float> p_, g_, m_scale_, v_scale_;
