@@ -1,8 +1,8 @@
 // y = a + b, y = a b, y = fma(alpha, x, y), y = alpha x on n elements; x[r, c] += bias[c]; out[c] (+)= sum over r of
-// x[r, c]; sum of x². Bit-equal to the reference: single roundings, or sums in the stated order. col_sum keeps a strip
-// of columns in registers and walks down the rows.
+// x[r, c]; sum of x². Bit-equal to the reference: single roundings, or sums in the stated order.
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
+#include "kernels/simd/unroll.h"
 
 namespace thimble::THIMBLE_ISA {
 namespace {
@@ -44,32 +44,52 @@ void bias_add(const BiasArgs& a) noexcept {
   }
 }
 
+// Strips of columns over a few rows at a time: memory is read along the rows, and the sums wait in `out`.
 void col_sum(const ColSumArgs& a) noexcept {
   constexpr int kStrip = 4;
-  int64_t c = 0;
-  for (; c + kStrip * kLanes <= a.cols; c += kStrip * kLanes) {
-    vf sum[kStrip];
-    for (int v = 0; v < kStrip; ++v) sum[v] = a.accumulate ? load(a.out + c + v * kLanes) : set1(0.0f);
-    for (int64_t r = 0; r < a.rows; ++r) {
-      for (int v = 0; v < kStrip; ++v) sum[v] = sum[v] + load(a.x + r * a.ld + c + v * kLanes);
+  constexpr int64_t kRows = 8;
+  if (!a.accumulate) {
+    for (int64_t c = 0; c < a.cols; c += kLanes) {
+      if (a.cols - c >= kLanes) {
+        store(a.out + c, set1(0.0f));
+      } else {
+        store_head(a.out + c, set1(0.0f), a.cols - c);
+      }
     }
-    for (int v = 0; v < kStrip; ++v) store(a.out + c + v * kLanes, sum[v]);
   }
-  for (; c < a.cols; c += kLanes) {
-    const int64_t n = a.cols - c < kLanes ? a.cols - c : kLanes;
-    if (n == kLanes) {
-      vf sum = a.accumulate ? load(a.out + c) : set1(0.0f);
-      for (int64_t r = 0; r < a.rows; ++r) sum = sum + load(a.x + r * a.ld + c);
-      store(a.out + c, sum);
-    } else {
-      vf sum = a.accumulate ? load_head(a.out + c, n) : set1(0.0f);
-      for (int64_t r = 0; r < a.rows; ++r) sum = sum + load_head(a.x + r * a.ld + c, n);
-      store_head(a.out + c, sum, n);
+  for (int64_t r = 0; r < a.rows; r += kRows) {
+    const float* x = a.x + r * a.ld;
+    const int64_t rows = a.rows - r < kRows ? a.rows - r : kRows;
+    int64_t c = 0;
+    for (; c + kStrip * kLanes <= a.cols; c += kStrip * kLanes) {
+      vf sum[kStrip];
+      unroll<kStrip>([&](auto v) __attribute__((always_inline)) {
+        sum[decltype(v)::value] = load(a.out + c + decltype(v)::value * kLanes);
+      });
+      for (int64_t i = 0; i < rows; ++i) {
+        const float* row = x + i * a.ld + c;
+        unroll<kStrip>([&](auto v) __attribute__((always_inline)) {
+          sum[decltype(v)::value] = sum[decltype(v)::value] + load(row + decltype(v)::value * kLanes);
+        });
+      }
+      unroll<kStrip>([&](auto v) __attribute__((always_inline)) {
+        store(a.out + c + decltype(v)::value * kLanes, sum[decltype(v)::value]);
+      });
     }
+    for (; c + kLanes <= a.cols; c += kLanes) {
+      vf sum = load(a.out + c);
+      for (int64_t i = 0; i < rows; ++i) sum = sum + load(x + i * a.ld + c);
+      store(a.out + c, sum);
+    }
+    if (c == a.cols) continue;
+    vf sum = load_head(a.out + c, a.cols - c);
+    for (int64_t i = 0; i < rows; ++i) sum = sum + load_head(x + i * a.ld + c, a.cols - c);
+    store_head(a.out + c, sum, a.cols - c);
   }
 }
 
-// Eight chains of doubles: one 512-bit register or two of 256 bits.
+// Eight chains of doubles: one 512-bit register or two of 256 bits. The square of a float is exact in double, so product
+// and sum apart have the bits of an fma, and the chain waits for the addition alone.
 void sum_squares(const SumSquaresArgs& a) noexcept {
   alignas(64) double chain[8];
   int64_t i = 0;
@@ -77,15 +97,15 @@ void sum_squares(const SumSquaresArgs& a) noexcept {
   __m512d sum = _mm512_setzero_pd();
   for (; i + 8 <= a.n; i += 8) {
     const __m512d x = _mm512_cvtps_pd(_mm256_loadu_ps(a.x + i));
-    sum = _mm512_fmadd_pd(x, x, sum);
+    sum = _mm512_add_pd(sum, _mm512_mul_pd(x, x));
   }
   _mm512_store_pd(chain, sum);
 #else
   __m256d low = _mm256_setzero_pd(), high = low;
   for (; i + 8 <= a.n; i += 8) {
     const __m256d x = _mm256_cvtps_pd(_mm_loadu_ps(a.x + i)), y = _mm256_cvtps_pd(_mm_loadu_ps(a.x + i + 4));
-    low = _mm256_fmadd_pd(x, x, low);
-    high = _mm256_fmadd_pd(y, y, high);
+    low = _mm256_add_pd(low, _mm256_mul_pd(x, x));
+    high = _mm256_add_pd(high, _mm256_mul_pd(y, y));
   }
   _mm256_store_pd(chain, low);
   _mm256_store_pd(chain + 4, high);

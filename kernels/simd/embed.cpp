@@ -1,5 +1,6 @@
 // out[i, :] = W(ids[i], :) as f32. Layout rows converts one row; tiles gather the row's lane out of every step, eight
-// columns at a time (two words of q8, one of q4, half of one of q2; groups are multiples of eight columns).
+// columns at a time (two words of q8, one of q4, half of one of q2; groups are multiples of eight columns). The next row
+// is fetched meanwhile: it lies anywhere, which no hardware foresees.
 #include "kernels/simd/init.h"
 #include "kernels/simd/simd.h"
 #include "kernels/simd/weights.h"
@@ -11,9 +12,13 @@ template <WeightFormat F>
 void embed_rows(const EmbedArgs& a) noexcept {
   for (int64_t i = 0; i < a.n; ++i) {
     const auto* p = row_pointer<F>(a.w, a.ids[i], 0);
+    const auto* next = row_pointer<F>(a.w, a.ids[i + 1 < a.n ? i + 1 : i], 0);
     float* out = a.out + i * a.ldo;
     int64_t c = 0;
-    for (; c + kLanes <= a.w.cols; c += kLanes) store(out + c, load_row<F>(p + c));
+    for (; c + kLanes <= a.w.cols; c += kLanes) {
+      _mm_prefetch(reinterpret_cast<const char*>(next + c), _MM_HINT_T0);
+      store(out + c, load_row<F>(p + c));
+    }
     if (c < a.w.cols) store_head(out + c, load_row_head<F>(p + c, a.w.cols - c), a.w.cols - c);
   }
 }
@@ -44,10 +49,13 @@ inline float parameter(const WeightView& w, const void* values, int64_t i) {
 
 template <WeightFormat F>
 void embed_tiles(const EmbedArgs& a) noexcept {
+  constexpr int64_t kLines = F == WeightFormat::q8 ? 2 : 1;  // for eight columns
   const WeightView& w = a.w;
+  const auto tile = [&](int64_t r) { return static_cast<const uint8_t*>(w.data) + r / 16 * w.steps * 64; };
   for (int64_t i = 0; i < a.n; ++i) {
     const int64_t r = a.ids[i];
-    const uint8_t* lane = static_cast<const uint8_t*>(w.data) + r / 16 * w.steps * 64 + r % 16 * 4;
+    const uint8_t* lane = tile(r) + r % 16 * 4;
+    const uint8_t* next = tile(a.ids[i + 1 < a.n ? i + 1 : i]);
     float* out = a.out + i * a.ldo;
     __m256 scale = _mm256_setzero_ps(), min = _mm256_setzero_ps();
     __m256i zero = _mm256_setzero_si256();
@@ -60,6 +68,8 @@ void embed_tiles(const EmbedArgs& a) noexcept {
         if (w.mins != nullptr) min = _mm256_set1_ps(parameter(w, w.mins, at));
         group_end = c + w.group;
       }
+      for (int64_t l = 0; l < kLines; ++l)
+        _mm_prefetch(reinterpret_cast<const char*>(next + (c / kStepColumns<F> + l) * 64), _MM_HINT_T0);
       const __m256i codes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(eight_codes<F>(lane, c / 8))));
       const __m256 v = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(_mm256_sub_epi32(codes, zero)), min);
       if (w.cols - c >= 8) {

@@ -1,8 +1,9 @@
 // RMSNorm (Zhang, Sennrich 2019) and LayerNorm (Ba, Kiros, Hinton 2016) over rows of `cols`, forward and backward.
 //   forward   n = x rstd or (x - mean) rstd;  y = n f + b, f = w + w_offset (rms), w (layer), 1 without w
 //   backward  g = dy f;  dx = rstd (g - n mean(g n)) and for layer_norm also - rstd mean(g);  dw += dy n;  db += dy
-// Saved: rstd, and mean for layer_norm. Sums in double, by lane and then across lanes in a fixed order; the variance is
-// taken around the mean in a second pass over the row, which is then in cache.
+// Saved: rstd, and mean for layer_norm. Sums in double, by lane of two neighbouring vectors (so that additions do not wait
+// for one another) and then across lanes in a fixed order; the variance is taken around the mean in a second pass over the
+// row, which is then in cache.
 #include "kernels/simd/init.h"
 #include "kernels/simd/sums.h"
 
@@ -28,14 +29,25 @@ void rms_norm(const NormArgs& a) noexcept {
   for (int64_t r = 0; r < a.rows; ++r) {
     const float* x = a.x + r * a.cols;
     float* y = a.y + r * a.cols;
-    DoubleSum squares;
-    for (int64_t c = 0; c < a.cols; c += kLanes) {
-      const vf v = load_part(x + c, a.cols - c);
+    DoubleSum squares, odd;
+    int64_t begin = 0;
+    for (; begin + 2 * kLanes <= a.cols; begin += 2 * kLanes) {
+      const vf v = load(x + begin), u = load(x + begin + kLanes);
+      squares.add_product(v, v);
+      odd.add_product(u, u);
+    }
+    for (; begin < a.cols; begin += kLanes) {
+      const vf v = load_part(x + begin, a.cols - begin);
       squares.add_product(v, v);
     }
+    squares.add(odd);
     const double mean_square = squares.total() / static_cast<double>(a.cols);
     const float rstd = static_cast<float>(1 / __builtin_sqrt(mean_square + static_cast<double>(a.eps)));
-    for (int64_t c = 0; c < a.cols; c += kLanes) {
+    int64_t c = 0;
+    if (a.w) {
+      for (; c + kLanes <= a.cols; c += kLanes) store(y + c, load(x + c) * set1(rstd) * (load(a.w + c) + offset));
+    }
+    for (; c < a.cols; c += kLanes) {
       const int64_t n = a.cols - c;
       store_part(y + c, load_part(x + c, n) * set1(rstd) * factor(a.w, c, n, offset), n);
     }
@@ -48,11 +60,21 @@ void layer_norm(const NormArgs& a) noexcept {
   for (int64_t r = 0; r < a.rows; ++r) {
     const float* x = a.x + r * a.cols;
     float* y = a.y + r * a.cols;
-    DoubleSum sum, squares;
-    for (int64_t c = 0; c < a.cols; c += kLanes) sum.add(load_part(x + c, a.cols - c));
-    const double mean = sum.total() / count;
+    DoubleSum sum, odd_sum, squares, odd_squares;
     int64_t c = 0;
+    for (; c + 2 * kLanes <= a.cols; c += 2 * kLanes) {
+      sum.add(load(x + c));
+      odd_sum.add(load(x + c + kLanes));
+    }
+    for (; c < a.cols; c += kLanes) sum.add(load_part(x + c, a.cols - c));
+    sum.add(odd_sum);
+    const double mean = sum.total() / count;
+    for (c = 0; c + 2 * kLanes <= a.cols; c += 2 * kLanes) {
+      squares.add_squared_distance(load(x + c), mean);
+      odd_squares.add_squared_distance(load(x + c + kLanes), mean);
+    }
     for (; c + kLanes <= a.cols; c += kLanes) squares.add_squared_distance(load(x + c), mean);
+    squares.add(odd_squares);
     double tail = 0;
     for (int64_t i = c; i < a.cols; ++i) {
       const double d = static_cast<double>(x[i]) - mean;
@@ -61,7 +83,12 @@ void layer_norm(const NormArgs& a) noexcept {
     const double variance = (squares.total() + tail) / count;
     const float rstd = static_cast<float>(1 / __builtin_sqrt(variance + static_cast<double>(a.eps)));
     const vf center = set1(static_cast<float>(mean));
-    for (c = 0; c < a.cols; c += kLanes) {
+    c = 0;
+    if (a.w && a.b) {
+      for (; c + kLanes <= a.cols; c += kLanes)
+        store(y + c, madd((load(x + c) - center) * set1(rstd), load(a.w + c), load(a.b + c)));
+    }
+    for (; c < a.cols; c += kLanes) {
       const int64_t n = a.cols - c;
       const vf normed = (load_part(x + c, n) - center) * set1(rstd);
       const vf b = a.b ? load_part(a.b + c, n) : set1(0.0f);

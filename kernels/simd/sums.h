@@ -44,6 +44,10 @@ class DoubleSum {
     low_ = madd_double(l, l, low_);
     high_ = madd_double(h, h, high_);
   }
+  void add(const DoubleSum& other) {
+    low_ = add_double(low_, other.low_);
+    high_ = add_double(high_, other.high_);
+  }
   double total() const { return reduce_double(add_double(low_, high_)); }
 
  private:
