@@ -1,5 +1,6 @@
-// Exact retrieval: one query against 100,000 vectors of 384 components in every stored precision, selection of the best
-// ten included, on indexes that together exceed the last-level cache, and a plain read of as many bytes in the same loop.
+// Exact retrieval: one query against 100,000 vectors of 384 components in every stored precision: the whole search, from
+// the floats of the query to its ten best scored in double, with nothing of the index in a cache, and a plain read of as
+// many bytes as the scan reads in the same loop.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -43,29 +44,28 @@ double recall(const KernelTable& table, VectorPrecision precision, int threads) 
 void scan(benchmark::State& state, const Run& run, VectorPrecision precision, int threads) {
   const KernelTable table = build_kernel_table(run.cap);
   std::vector<std::unique_ptr<VectorIndex>> indexes;
-  double stored = 0;
-  while (stored < 2.0 * double(run.cache_bytes) || indexes.size() < 2) {
-    VectorSet set = random_vectors(indexes.size() + 1);
-    compress(set, table, precision, false);
-    stored += double(set.scanned_bytes());
+  for (uint64_t seed : {1, 2}) {
+    VectorSet set = random_vectors(seed);
+    compress(set, table, precision, true);
     indexes.push_back(std::make_unique<VectorIndex>(std::move(set), table, threads));
   }
   const double bytes = double(indexes[0]->scanned_bytes());
-  const PlainRead plain(table, threads, bytes, indexes.size(), 5);
+  const PlainRead plain(table, threads, bytes, indexes.size(), 5), rest(table, threads, 2.0 * double(run.cache_bytes), 1, 7);
   const Buffer query = random_floats(kWidth, 6);
   std::vector<double> times, reads;
   size_t next = 0;
   for (auto _ : state) {
+    rest.read(0);  // leaves nothing else in the cache
     times.push_back(time_of([&] { benchmark::DoNotOptimize(indexes[next]->search(query.f32(), 1, kHits, kVectors)); }));
+    rest.read(0);
     reads.push_back(time_of([&] { plain.read(next); }));
     state.SetIterationTime(times.back());
     next = (next + 1) % indexes.size();
   }
-  const size_t copies = indexes.size();
   indexes.clear();
   report_against_read(state, bytes, plain, times, reads);
   state.counters["recall"] = recall(table, precision, threads);
-  state.SetLabel("cold, " + std::to_string(copies) + " copies, roof: a plain read in the same run");
+  state.SetLabel("cold, roof: a plain read in the same run");
 }
 
 }  // namespace

@@ -183,6 +183,34 @@ double VectorIndex::exact(const float* query, int64_t i) const {
   return std::isnan(score) ? -std::numeric_limits<double>::infinity() : score;
 }
 
+// Each score is one sum in order, as of exact(); four run side by side, and the next four vectors, which lie anywhere, are
+// fetched meanwhile.
+void VectorIndex::rescore(const float* query, std::vector<Hit>& hits) const {
+  constexpr size_t kAtOnce = 4;
+  constexpr int64_t kLine = 16;  // floats
+  const int64_t width = set_.width;
+  const auto row = [&](size_t i) { return values() + hits[std::min(i, hits.size() - 1)].index * width; };
+  const auto fetch = [&](size_t i) {
+    for (size_t j = i; j < i + kAtOnce && j < hits.size(); ++j)
+      for (int64_t c = 0; c < width; c += kLine) __builtin_prefetch(row(j) + c);
+  };
+  fetch(0);
+  for (size_t i = 0; i < hits.size(); i += kAtOnce) {
+    fetch(i + kAtOnce);
+    const float *a = row(i), *b = row(i + 1), *c = row(i + 2), *d = row(i + 3);
+    double sums[kAtOnce] = {0, 0, 0, 0};
+    for (int64_t x = 0; x < width; ++x) {
+      const double q = double{query[x]};
+      sums[0] += double{a[x]} * q;
+      sums[1] += double{b[x]} * q;
+      sums[2] += double{c[x]} * q;
+      sums[3] += double{d[x]} * q;
+    }
+    for (size_t j = 0; j < kAtOnce && i + j < hits.size(); ++j)
+      hits[i + j].score = std::isnan(sums[j]) ? -std::numeric_limits<double>::infinity() : sums[j];
+  }
+}
+
 VectorIndex::Query VectorIndex::prepare(const float* queries, int64_t n_queries) const {
   Query q;
   q.n = n_queries;
@@ -248,7 +276,7 @@ std::vector<std::vector<Hit>> VectorIndex::search(const float* queries, int64_t 
     std::vector<Hit>& mine = found[static_cast<size_t>(j)];
     for (int64_t m = first_m; rescored;) {
       const double last = mine.back().score;  // nothing left out has a better scan score
-      for (Hit& hit : mine) hit.score = exact(query, hit.index);
+      rescore(query, mine);
       cut(mine, k, later_first);
       const double bound = double(set_.width + 16) * 0x1p-23 * std::sqrt(inner(query, query, set_.width)) * longest_;
       if (!plain || m == n || last + bound < mine.back().score) break;

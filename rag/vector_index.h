@@ -66,6 +66,7 @@ class VectorIndex {
  private:
   struct Query;
   double exact(const float* query, int64_t i) const;
+  void rescore(const float* query, std::vector<Hit>& hits) const;  // by the floats
   Query prepare(const float* queries, int64_t n_queries) const;
   void scan(const Query& q, int64_t first, int64_t n, float* out, int64_t ldo) const;
   std::vector<std::vector<Hit>> candidates(const Query& q, int64_t m, int64_t n, bool later_first) const;

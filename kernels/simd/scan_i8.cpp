@@ -1,4 +1,4 @@
-// scan_i8 (kernel_args.h), four vectors at a time as in scan.cpp. vpdpbusd wants one unsigned operand: a stored code is
+// scan_i8 (kernel_args.h), four vectors and queries at a time as in scan.cpp. vpdpbusd wants one unsigned operand: a stored code is
 // turned into code + 128 by flipping its sign bit, and 128 times the sum of the query's codes comes off at the end. Without
 // VNNI both sides are widened to 16 bits; maddubs would saturate. All sums are exact integers.
 #include "kernels/simd/init.h"
@@ -68,51 +68,84 @@ inline __m128i sum_rows(const vi (&s)[kRows]) {
   return _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
 }
 
-// Rows one after another: memory is read in its order.
-inline vi dot_row(const int8_t* x, const int8_t* q, int64_t whole, int64_t rest, const Head& tail) {
-  vi sum = set1_i(0);
+// A few queries: codes, the part behind whole vectors, and what comes off their sums.
+template <int kQueries>
+struct Queries {
+  const int8_t* codes[kQueries];
+  alignas(64) int8_t tail[kQueries][64];
+  int32_t bias[kQueries];
+};
+
+// Rows one after another: memory is read in its order. One chain per query.
+template <int kQueries>
+inline void dot_row(const int8_t* x, const Queries<kQueries>& q, int64_t whole, int64_t rest, vi (&sums)[kQueries][kRows], int row) {
+  vi sum[kQueries];
+  unroll<kQueries>([&](auto j) __attribute__((always_inline)) { sum[decltype(j)::value] = set1_i(0); });
   for (int64_t c = 0; c < whole; c += kStep) {
     if (kStep >= 64 || c % 64 == 0) _mm_prefetch(reinterpret_cast<const char*>(x + c) + 4096, _MM_HINT_T0);
-    sum = dot(sum, load_stored(x + c), load_query(q + c));
+    const vi v = load_stored(x + c);
+    unroll<kQueries>([&](auto j) __attribute__((always_inline)) {
+      constexpr int kJ = decltype(j)::value;
+      sum[kJ] = dot(sum[kJ], v, load_query(q.codes[kJ] + c));
+    });
   }
-  if (rest > 0) sum = dot(sum, load_stored(Head(x + whole, rest).codes), load_query(tail.codes));
-  return sum;
+  if (rest > 0) {
+    const vi v = load_stored(Head(x + whole, rest).codes);
+    unroll<kQueries>([&](auto j) __attribute__((always_inline)) {
+      constexpr int kJ = decltype(j)::value;
+      sum[kJ] = dot(sum[kJ], v, load_query(q.tail[kJ]));
+    });
+  }
+  unroll<kQueries>([&](auto j) __attribute__((always_inline)) { sums[decltype(j)::value][row] = sum[decltype(j)::value]; });
 }
 
-void scan_rows(const ScanI8Args& a, int64_t j, int64_t first, int64_t end, int32_t bias) {
-  const int8_t* q = a.q + j * a.dim;
+template <int kQueries>
+void scan_rows(const ScanI8Args& a, int64_t j, int64_t first, int64_t end) {
   const int64_t whole = a.dim / kStep * kStep, rest = a.dim - whole;
-  const Head tail(q + whole, rest);
-  float* out = a.out + j * a.ldo;
-  const auto values_of = [&](const vi(&sums)[kRows]) __attribute__((always_inline)) {
+  Queries<kQueries> q;
+  for (int k = 0; k < kQueries; ++k) {
+    q.codes[k] = a.q + (j + k) * a.dim;
+    const Head tail(q.codes[k] + whole, rest);
+    __builtin_memcpy(q.tail[k], tail.codes, sizeof q.tail[k]);
+    int32_t sum = 0;
+    if (kBias != 0)
+      for (int64_t c = 0; c < a.dim; ++c) sum += q.codes[k][c];
+    q.bias[k] = kBias * sum;
+  }
+  const auto values_of = [&](const vi(&sums)[kRows], int32_t bias) __attribute__((always_inline)) {
     return _mm_cvtepi32_ps(_mm_sub_epi32(sum_rows(sums), _mm_set1_epi32(bias)));
   };
   int64_t i = first;
   for (; i + kRows <= end; i += kRows) {
-    vi sums[kRows];
+    vi sums[kQueries][kRows];
     unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-      constexpr int kR = decltype(r)::value;
-      sums[kR] = dot_row(a.x + (i + kR) * a.ldx, q, whole, rest, tail);
+      dot_row<kQueries>(a.x + (i + decltype(r)::value) * a.ldx, q, whole, rest, sums, decltype(r)::value);
     });
-    _mm_storeu_ps(out + i, _mm_mul_ps(values_of(sums), _mm_mul_ps(_mm_set1_ps(a.q_scale[j]), _mm_loadu_ps(a.x_scale + i))));
+    unroll<kQueries>([&](auto k) __attribute__((always_inline)) {
+      constexpr int kK = decltype(k)::value;
+      const __m128 scale = _mm_mul_ps(_mm_set1_ps(a.q_scale[j + kK]), _mm_loadu_ps(a.x_scale + i));
+      _mm_storeu_ps(a.out + (j + kK) * a.ldo + i, _mm_mul_ps(values_of(sums[kK], q.bias[kK]), scale));
+    });
   }
   for (; i < end; ++i) {
-    const vi sums[kRows] = {dot_row(a.x + i * a.ldx, q, whole, rest, tail), set1_i(0), set1_i(0), set1_i(0)};
-    out[i] = _mm_cvtss_f32(values_of(sums)) * (a.q_scale[j] * a.x_scale[i]);
+    vi sums[kQueries][kRows];
+    for (auto& of_query : sums)
+      for (vi& sum : of_query) sum = set1_i(0);
+    dot_row<kQueries>(a.x + i * a.ldx, q, whole, rest, sums, 0);
+    for (int k = 0; k < kQueries; ++k)
+      a.out[(j + k) * a.ldo + i] = _mm_cvtss_f32(values_of(sums[k], q.bias[k])) * (a.q_scale[j + k] * a.x_scale[i]);
   }
 }
 
 void scan_i8(const ScanI8Args& a) noexcept {
+  constexpr int kQueries = 4;
   const int64_t rows = kBlockBytes / (a.dim > 0 ? a.dim : 1) / kRows * kRows;
   const int64_t step = a.nq == 1 ? a.n : rows < kRows ? kRows : rows;
   for (int64_t first = 0; first < a.n; first += step) {
     const int64_t end = first + step < a.n ? first + step : a.n;
-    for (int64_t j = 0; j < a.nq; ++j) {
-      int32_t sum = 0;
-      if (kBias != 0)
-        for (int64_t c = 0; c < a.dim; ++c) sum += a.q[j * a.dim + c];
-      scan_rows(a, j, first, end, kBias * sum);
-    }
+    int64_t j = 0;
+    for (; j + kQueries <= a.nq; j += kQueries) scan_rows<kQueries>(a, j, first, end);
+    for (; j < a.nq; ++j) scan_rows<1>(a, j, first, end);
   }
 }
 
