@@ -42,7 +42,8 @@ float largest_of(const float* values, int64_t n) {
 }  // namespace
 
 int32_t argmax(const float* values, int64_t n) {
-  return static_cast<int32_t>(std::max_element(values, values + n) - values);
+  const float* found = std::find(values, values + n, largest_of(values, n));
+  return found == values + n ? 0 : static_cast<int32_t>(found - values);  // no number at all: the first
 }
 
 Sampler::Sampler(const SamplerOptions& options, int64_t vocab_size) : options_(options), vocab_size_(vocab_size), rng_(options.seed, 0x73616d706c65) {

@@ -35,11 +35,17 @@ void scatter(Context& ctx, Weight* w, const int32_t* ids, int64_t n, const float
   const int64_t cols = w->cols;
   count_elements(n * cols, 1, 12);
   if (!grad_begin(w)) std::memset(w->grad, 0, size_t(w->numel()) * sizeof(float));
-  constexpr int64_t kColumns = 256;
+  // Wide enough to be read in sequence, narrow enough that rows of 512 are shared by four threads. The row of the next id
+  // lies anywhere and is fetched meanwhile.
+  constexpr int64_t kColumns = 128, kLine = 16, kAhead = 2;
   parallel_for(ctx.threads, (cols + kColumns - 1) / kColumns, [&](int64_t c, int) {
     const int64_t begin = c * kColumns, count = std::min(kColumns, cols - begin);
-    for (int64_t i = 0; i < n; ++i)
-      ctx.kernels.axpy({count, 1.0f, dy + i * cols + begin, w->grad + int64_t{ids[i]} * cols + begin});
+    const auto target = [&](int64_t i) { return w->grad + int64_t{ids[i]} * cols + begin; };
+    for (int64_t i = 0; i < n; ++i) {
+      const float* next = target(std::min(i + kAhead, n - 1));
+      for (int64_t line = 0; line < count; line += kLine) __builtin_prefetch(next + line, 1);
+      ctx.kernels.axpy({count, 1.0f, dy + i * cols + begin, target(i)});
+    }
   });
 }
 
@@ -173,7 +179,7 @@ Var run_block(Context& ctx, const BlockCall* call, Var x, Recompute recompute, b
     ctx.tape = nullptr;
     const Var inside = call->fn(ctx, call->user, call->index, {x.t, -1});
     ctx.tape = tape;
-    std::memcpy(y.t.data, inside.t.data, size_t(y.t.numel()) * sizeof(float));
+    for_elements(ctx, y.t.numel(), [&](int64_t i, int64_t n) { std::memcpy(y.t.f32() + i, inside.t.f32() + i, size_t(n) * sizeof(float)); });
   }
   if (recorded) {
     Node& node = ctx.tape->push(Op::checkpoint);

@@ -85,7 +85,11 @@ void replay_norm(Context& ctx, const Node& node) {
 }
 
 void add_partials(Context& ctx, const float* partials, int64_t count, int64_t cols, float* grad, bool accumulate) {
-  ctx.kernels.col_sum({count, cols, partials, cols, grad, accumulate});
+  constexpr int64_t kColumns = 256;
+  parallel_for(ctx.threads, (cols + kColumns - 1) / kColumns, [&](int64_t c, int) {
+    const int64_t begin = c * kColumns;
+    ctx.kernels.col_sum({count, std::min(kColumns, cols - begin), partials + begin, cols, grad + begin, accumulate});
+  });
 }
 
 Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset) {
