@@ -34,17 +34,20 @@ void scatter(Context& ctx, Weight* w, const int32_t* ids, int64_t n, const float
   THIMBLE_ZONE(embed);
   const int64_t cols = w->cols;
   count_elements(n * cols, 1, 12);
-  if (!grad_begin(w)) std::memset(w->grad, 0, size_t(w->numel()) * sizeof(float));
-  // Wide enough to be read in sequence, narrow enough that rows of 512 are shared by four threads. The row of the next id
-  // lies anywhere and is fetched meanwhile.
-  constexpr int64_t kColumns = 128, kLine = 16, kAhead = 2;
-  parallel_for(ctx.threads, (cols + kColumns - 1) / kColumns, [&](int64_t c, int) {
-    const int64_t begin = c * kColumns, count = std::min(kColumns, cols - begin);
-    const auto target = [&](int64_t i) { return w->grad + int64_t{ids[i]} * cols + begin; };
+  if (!grad_begin(w)) for_elements(ctx, w->numel(), [&](int64_t i, int64_t count) { std::memset(w->grad + i, 0, size_t(count) * sizeof(float)); });
+  // A share of the columns per thread: no sum crosses shares, and wide ones are read in sequence. The row of the next id
+  // lies anywhere and is fetched meanwhile, a piece at a time.
+  constexpr int64_t kPiece = 256, kLine = 16;
+  const int64_t width = std::max<int64_t>(64, (cols / ctx.threads + kLine - 1) / kLine * kLine);
+  parallel_for(ctx.threads, (cols + width - 1) / width, [&](int64_t c, int) {
+    const int64_t begin = c * width, end = std::min(begin + width, cols);
     for (int64_t i = 0; i < n; ++i) {
-      const float* next = target(std::min(i + kAhead, n - 1));
-      for (int64_t line = 0; line < count; line += kLine) __builtin_prefetch(next + line, 1);
-      ctx.kernels.axpy({count, 1.0f, dy + i * cols + begin, target(i)});
+      const float* next = w->grad + int64_t{ids[std::min(i + 1, n - 1)]} * cols;
+      for (int64_t at = begin; at < end; at += kPiece) {
+        const int64_t count = std::min(kPiece, end - at);
+        for (int64_t line = 0; line < count; line += kLine) __builtin_prefetch(next + at + line, 1);
+        ctx.kernels.axpy({count, 1.0f, dy + i * cols + at, w->grad + int64_t{ids[i]} * cols + at});
+      }
     }
   });
 }
