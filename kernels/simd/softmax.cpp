@@ -96,7 +96,7 @@ void cross_entropy(const CrossEntropyArgs& a) noexcept {
     const int64_t label = a.labels[r];
     const double at_label = label < 0 ? 0.0 : static_cast<double>(x[label]);
     const float max = row_max(x, a.cols, 1.0f);
-    const double total = row_exp(x, dx, a.cols, 1.0f, -max), lse = static_cast<double>(max) + __builtin_log(total);
+    const double total = row_exp(x, label < 0 ? nullptr : dx, a.cols, 1.0f, -max), lse = static_cast<double>(max) + __builtin_log(total);
     a.loss[r] = label < 0 ? 0.0 : lse - at_label;
     if (a.lse) a.lse[r] = static_cast<float>(lse);
     if (!dx) continue;
