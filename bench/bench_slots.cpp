@@ -29,7 +29,8 @@ using testing::SlotInfo;
 // The peak that a slot is judged by: that of the unit which does its multiplications.
 Peak peak_of(const std::string& slot) {
   if (slot == "probe_int8" || (slot.find("gemm_q") == 0 && slot.find("_i8") != std::string::npos)) return kPeakInt8;
-  return slot == "probe_bf16" || slot == "gemm_bf16" ? kPeakBf16 : kPeakF32;
+  const bool attention = slot.rfind("attention_", 0) == 0 && slot.find("_bf16") != std::string::npos;
+  return slot == "probe_bf16" || slot == "gemm_bf16" || attention ? kPeakBf16 : kPeakF32;
 }
 
 // One set at a time: the benches of a shape run one after another.

@@ -411,6 +411,7 @@ using ScanBinaryFn = void (*)(const ScanBinaryArgs&) noexcept;
 constexpr int64_t kAttentionBlockQ = 64;   // query rows per task
 constexpr int64_t kAttentionBlockK = 128;  // keys per block, counted from key 0 (prefix keys form blocks of their own)
 constexpr int64_t kAttentionChunkK = 512;  // keys per part, counted from key 0
+constexpr int64_t kAttentionTileRows = 12;   // rows whose scores a kernel keeps at a time; not part of the definition
 constexpr int64_t kAttentionMaxHeadDim = 256;
 constexpr int64_t kAttentionMaxGroup = 512;  // query heads per key/value head
 
@@ -424,6 +425,9 @@ constexpr int64_t kAttentionMaxGroup = 512;  // query heads per key/value head
 // score = softcap * tanh(scale q.k / softcap) (softcap 0: none) + alibi[g] * j.
 // Normaliser: sum exp(score - max), plus exp(-max) when softmax_one (merged last). A row that sees no key gives o = 0, lse = -inf.
 // The bits of a row do not depend on tq, nor on keys that it does not see.
+// attention_bf16, attention_cache_*_bf16: q, k, v (int8: the codes, exactly) and the exponentials (int8: times v_scale) are
+// rounded to bf16 before they are multiplied, products are summed in f32 as in GemmBf16Args; everything between them, and
+// the sum of the exponentials, is f32. Pairs of keys are counted from key 0. The same promises about bits.
 struct AttentionArgs {
   const float* q;  // q(t, g, d) at q[t * q_row + g * q_head + d]
   int64_t q_row, q_head;
@@ -484,7 +488,8 @@ using AttentionMergeFn = void (*)(const AttentionMergeArgs&) noexcept;
 // The gradient of one (sequence, kv head) by its keys [key_begin, key_end): writes dk and dv of these keys, and what they
 // add to dq of all rows (all of dq when they are all keys). key_begin is a multiple of kAttentionBlockK. The prefix
 // belongs to the call with key_begin 0; its gradients are ADDED (callers sum over the batch in a fixed order). f.tq may
-// exceed kAttentionBlockQ here, as in the forward.
+// exceed kAttentionBlockQ here, as in the forward. attention_bwd_bf16 rounds q, k, v, dO, the probabilities and the
+// gradients of q.k to bf16 wherever they are multiplied, and dO where it meets o; sums as in attention_bf16.
 struct AttentionBwdArgs {
   AttentionArgs f;   // f.o and f.lse hold the forward's results; f.scratch: attention_bwd_scratch_floats(head_dim)
   const float* d_o;  // strides of f.o
@@ -500,11 +505,11 @@ using AttentionBwdFn = void (*)(const AttentionBwdArgs&) noexcept;
 
 constexpr int64_t attention_scratch_floats(int64_t head_dim) {
   const int64_t d = (head_dim + 63) / 64 * 64;
-  return 2 * kAttentionBlockK * d + 8 * kAttentionBlockK + kAttentionMaxGroup * (d + 4) + 256;
+  return 2 * kAttentionBlockK * d + kAttentionTileRows * kAttentionBlockK + kAttentionMaxGroup * (d + 4) + 256;
 }
 constexpr int64_t attention_bwd_scratch_floats(int64_t head_dim) {
   const int64_t d = (head_dim + 63) / 64 * 64;
-  return 6 * kAttentionBlockK * d + kAttentionBlockQ * (4 * kAttentionBlockK + 6 * d + 8) + 256;
+  return 6 * kAttentionBlockK * d + kAttentionBlockQ * (5 * kAttentionBlockK + 6 * d + 8) + 256;
 }
 
 // ---- probes ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ struct AttentionSpec {
   // Decoding: keys and values come from a cache (k and v of the op are then ignored). Row r of sequence s stands at
   // position cache_len[s] + r - cu_seqlens[s]; the cache holds all rows up to the last query. No gradient. An f32 cache
   // gives the bits of the same rows without a cache; every type gives the same bits however the rows are cut into calls.
+  // All this in one precision of the context: bf16 rounds the operands of products, forward, backward and over a cache.
   const KvLayout* cache = nullptr;
   std::byte* const* cache_seqs = nullptr;  // [n_seqs]: where a sequence's keys and values of this layer lie
   const int32_t* cache_len = nullptr;  // rows before this call

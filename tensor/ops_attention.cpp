@@ -117,6 +117,20 @@ void set_rows(const AttentionSpec& s, AttentionArgs* a, const float* q, float* o
   if (a->causal) a->tk = a->q_pos0 + rows;
 }
 
+// Rows of a task: enough to pay for packing the keys, few enough that every thread gets several tasks. The bits of a row do
+// not depend on it.
+int64_t task_rows(const Context& ctx, const AttentionSpec& s) {
+  const int64_t group = s.n_heads / s.n_kv_heads;
+  int64_t rows = std::max<int64_t>(kAttentionBlockQ, 256 / group);
+  const auto tasks = [&] {
+    int64_t n = 0;
+    for (int64_t i = 0; i < s.n_seqs; ++i) n += (s.cu_seqlens[i + 1] - s.cu_seqlens[i] + rows - 1) / rows * s.n_kv_heads;
+    return n;
+  };
+  while (rows > kAttentionBlockQ && tasks() < 8 * ctx.threads) rows /= 2;
+  return rows;
+}
+
 constexpr int64_t kSplitRows = 8;  // a task with more rows than these has work enough
 
 // One (sequence, kv head) whose keys are split: parts lie one after another.
@@ -131,7 +145,12 @@ struct CacheTask {
   float* partial;
 };
 
-AttentionCacheFn cache_kernel(const KernelTable& kernels, KvType type) {
+AttentionCacheFn cache_kernel(const Context& ctx, KvType type) {
+  const KernelTable& kernels = ctx.kernels;
+  if (ctx.precision == Precision::bf16)
+    return type == KvType::f32   ? kernels.attention_cache_f32_bf16
+           : type == KvType::f16 ? kernels.attention_cache_f16_bf16
+                                 : kernels.attention_cache_i8_bf16;
   return type == KvType::f32   ? kernels.attention_cache_f32
          : type == KvType::f16 ? kernels.attention_cache_f16
                                : kernels.attention_cache_i8;
@@ -154,6 +173,7 @@ Parts parts_of(const AttentionSpec& s, int64_t seq) {
 // is made of these parts in any case.
 void cached_attention(Context& ctx, const AttentionSpec& s, const float* q, float* o) {
   const int64_t group = s.n_heads / s.n_kv_heads, stride = s.head_dim + 2;
+  const auto step = static_cast<int32_t>(task_rows(ctx, s));
   const bool few = s.n_seqs * s.n_kv_heads < 4 * ctx.threads;
   const auto rows_of = [&](int64_t seq) { return int64_t{s.cu_seqlens[seq + 1]} - s.cu_seqlens[seq]; };
   const auto splits = [&](int64_t seq) {
@@ -163,7 +183,7 @@ void cached_attention(Context& ctx, const AttentionSpec& s, const float* q, floa
   int64_t n_tasks = 0, n_heads = 0, n_floats = 0;
   for (int64_t i = 0; i < s.n_seqs; ++i) {
     if (!splits(i)) {
-      n_tasks += (rows_of(i) + kAttentionBlockQ - 1) / kAttentionBlockQ * s.n_kv_heads;
+      n_tasks += (rows_of(i) + step - 1) / step * s.n_kv_heads;
       continue;
     }
     const int64_t parts = parts_of(s, i).count();
@@ -181,10 +201,8 @@ void cached_attention(Context& ctx, const AttentionSpec& s, const float* q, floa
     const auto seq = static_cast<int32_t>(i), rows = static_cast<int32_t>(rows_of(i));
     for (int32_t h = 0; h < s.n_kv_heads; ++h) {
       if (!splits(i)) {
-        for (int32_t row0 = 0; row0 < rows; row0 += static_cast<int32_t>(kAttentionBlockQ)) {
-          const int32_t n = std::min(static_cast<int32_t>(kAttentionBlockQ), rows - row0);
-          tasks[n_tasks++] = {seq, h, row0, n, kAttentionAllParts, nullptr};
-        }
+        for (int32_t row0 = (rows + step - 1) / step * step - step; row0 >= 0; row0 -= step)
+          tasks[n_tasks++] = {seq, h, row0, std::min(step, rows - row0), kAttentionAllParts, nullptr};
         continue;
       }
       const Parts parts = parts_of(s, i);
@@ -196,7 +214,7 @@ void cached_attention(Context& ctx, const AttentionSpec& s, const float* q, floa
       }
     }
   }
-  const AttentionCacheFn kernel = cache_kernel(ctx.kernels, s.cache->type);
+  const AttentionCacheFn kernel = cache_kernel(ctx, s.cache->type);
   parallel_for(ctx.threads, n_tasks, [&](int64_t c, int thread) {
     const CacheTask& task = tasks[c];
     std::byte* head = s.cache->head(s.cache_seqs[task.seq], task.kv_head);
@@ -240,25 +258,25 @@ Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
   float* lse = recorded ? ctx.saved.floats(rows * s.n_heads, "attention statistics") : nullptr;
 
   const ArenaScope scope(ctx.scratch);
+  const int64_t step = task_rows(ctx, s);
   int64_t n_tasks = 0;
-  for (int64_t i = 0; i < s.n_seqs; ++i)
-    n_tasks += (s.cu_seqlens[i + 1] - s.cu_seqlens[i] + kAttentionBlockQ - 1) / kAttentionBlockQ * s.n_kv_heads;
+  for (int64_t i = 0; i < s.n_seqs; ++i) n_tasks += (s.cu_seqlens[i + 1] - s.cu_seqlens[i] + step - 1) / step * s.n_kv_heads;
   auto* tasks = static_cast<AttentionTask*>(ctx.scratch.allocate(size_t(n_tasks) * sizeof(AttentionTask), "attention tasks"));
   int64_t t = 0;
   for (int64_t i = 0; i < s.n_seqs; ++i) {
-    const int32_t count = s.cu_seqlens[i + 1] - s.cu_seqlens[i];
-    // Late blocks see the most keys: they come first, so that no thread is left with a long one at the end.
-    for (int64_t b = (count + kAttentionBlockQ - 1) / kAttentionBlockQ - 1; b >= 0; --b)
-      for (int64_t h = 0; h < s.n_kv_heads; ++h) {
-        const auto row0 = static_cast<int32_t>(b * kAttentionBlockQ);
-        tasks[t++] = {static_cast<int32_t>(i), static_cast<int32_t>(h), row0,
-                      std::min(static_cast<int32_t>(kAttentionBlockQ), count - row0)};
-      }
+    const int64_t count = s.cu_seqlens[i + 1] - s.cu_seqlens[i];
+    // Head by head, so that threads share its keys and values in the caches. Late blocks see the most keys: they come
+    // first, so that no thread is left with a long one at the end.
+    for (int32_t h = 0; h < s.n_kv_heads; ++h)
+      for (int64_t row0 = (count + step - 1) / step * step - step; row0 >= 0; row0 -= step)
+        tasks[t++] = {static_cast<int32_t>(i), h, static_cast<int32_t>(row0),
+                      static_cast<int32_t>(std::min(step, count - row0))};
   }
   const int64_t scratch_floats = attention_scratch_floats(s.head_dim);
   float* scratch = ctx.scratch.floats(scratch_floats * ctx.threads, "attention blocks");
   const float* qd = q.t.f32();
   float* out = y.t.f32();
+  const AttentionFn kernel = ctx.precision == Precision::bf16 ? ctx.kernels.attention_bf16 : ctx.kernels.attention;
   parallel_for(ctx.threads, n_tasks, [&](int64_t c, int thread) {
     const AttentionTask& task = tasks[c];
     AttentionArgs a = base_args(s, task.seq, task.kv_head, k.t.f32(), v.t.f32());
@@ -266,7 +284,7 @@ Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
     if (lse) a.lse = lse + task.kv_head * group * rows + s.cu_seqlens[task.seq] + task.row0;
     a.lse_head = rows;
     a.scratch = scratch + thread * scratch_floats;
-    ctx.kernels.attention(a);
+    kernel(a);
   });
   if (recorded) {
     Node& node = ctx.tape->push(Op::attention);
@@ -342,6 +360,8 @@ void attention_backward(Context& ctx, const Node& node) {
       most_parts = std::max(most_parts, part);
     }
   }
+  const AttentionBwdFn kernel =
+      ctx.precision == Precision::bf16 ? ctx.kernels.attention_bwd_bf16 : ctx.kernels.attention_bwd;
   float* dq_parts = most_parts > 1 ? ctx.scratch.floats((most_parts - 1) * rows * cols, "attention gradients") : nullptr;
   parallel_for(ctx.threads, n_tasks, [&](int64_t c, int thread) {
     const int64_t seq = tasks[c].seq, kv_head = tasks[c].kv_head;
@@ -365,7 +385,7 @@ void attention_backward(Context& ctx, const Node& node) {
       b.d_prefix_k = partial + s.prefix_k_col;
       b.d_prefix_v = partial + s.prefix_v_col;
     }
-    ctx.kernels.attention_bwd(b);
+    kernel(b);
   });
   for (int64_t i = 0; most_parts > 1 && i < s.n_seqs; ++i) {
     const int64_t first = s.cu_seqlens[i] * cols, keys = s.cu_seqlens[i + 1] - s.cu_seqlens[i];

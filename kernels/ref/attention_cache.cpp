@@ -2,7 +2,6 @@
 // keys, and the merge of such parts. The formula is that of attention.cpp.
 #include "kernels/ref/attention.h"
 #include "kernels/ref/init.h"
-#include "kernels/ref/weights.h"
 
 namespace thimble::ref {
 namespace {
@@ -16,23 +15,21 @@ struct CacheKeys {
   const AttentionCacheArgs& a;
   double key(int64_t j, int64_t d) const {
     const int64_t block = j / kAttentionBlockK, column = j % kAttentionBlockK;
-    const double x = element(static_cast<const T*>(a.k)[(block * a.f.head_dim + d) * kAttentionBlockK + column]);
-    return a.k_scale ? x * static_cast<double>(a.k_scale[j]) : x;
+    return element(static_cast<const T*>(a.k)[(block * a.f.head_dim + d) * kAttentionBlockK + column]);
   }
-  double value(int64_t j, int64_t d) const {
-    const double x = element(static_cast<const T*>(a.v)[j * a.f.head_dim + d]);
-    return a.v_scale ? x * static_cast<double>(a.v_scale[j]) : x;
-  }
+  double value(int64_t j, int64_t d) const { return element(static_cast<const T*>(a.v)[j * a.f.head_dim + d]); }
+  double key_scale(int64_t j) const { return a.k_scale ? static_cast<double>(a.k_scale[j]) : 1; }
+  double value_scale(int64_t j) const { return a.v_scale ? static_cast<double>(a.v_scale[j]) : 1; }
 };
 
-template <class T>
+template <class T, class Rounding>
 void attention_cache(const AttentionCacheArgs& a) noexcept {
   const CacheKeys<T> keys{a};
-  if (a.part == kAttentionAllParts) return attend_all(a.f, keys);
+  if (a.part == kAttentionAllParts) return attend_all<Rounding>(a.f, keys);
   Part part;
   for (int64_t t = 0; t < a.f.tq; ++t) {
     for (int64_t g = 0; g < a.f.group; ++g) {
-      row_part(a.f, keys, t, g, a.part, &part);
+      row_part<Rounding>(a.f, keys, t, g, a.part, &part);
       float* out = a.partial + (t * a.f.group + g) * (a.f.head_dim + 2);
       out[0] = part.max;
       out[1] = part.sum;
@@ -62,9 +59,12 @@ void attention_merge(const AttentionMergeArgs& a) noexcept {
 }  // namespace
 
 void init_attention_cache(KernelTable& t) {
-  t.attention_cache_f32 = attention_cache<float>;
-  t.attention_cache_f16 = attention_cache<uint16_t>;
-  t.attention_cache_i8 = attention_cache<int8_t>;
+  t.attention_cache_f32 = attention_cache<float, Exact>;
+  t.attention_cache_f16 = attention_cache<uint16_t, Exact>;
+  t.attention_cache_i8 = attention_cache<int8_t, Exact>;
+  t.attention_cache_f32_bf16 = attention_cache<float, ToBf16>;
+  t.attention_cache_f16_bf16 = attention_cache<uint16_t, ToBf16>;
+  t.attention_cache_i8_bf16 = attention_cache<int8_t, ToBf16>;
   t.attention_merge = attention_merge;
 }
 

@@ -8,10 +8,14 @@
 namespace thimble::THIMBLE_ISA {
 namespace {
 
+struct Multiply {
+  static constexpr int64_t kRows = kTileQ;
+  void operator()(const Product& p) const { product(p); }
+};
+
 void attention(const AttentionArgs& a) noexcept {
   const Scratch s = scratch_of(a);
-  const auto multiply = [](const Product& p) { product(p); };
-  attend(a, s, [&](const Rows& rows, bool prefix, Range keys) { rows_part(a, rows, s, prefix, keys, multiply); });
+  attend(a, s, [&](const Rows& rows, bool prefix, Range keys) { rows_part(a, rows, s, prefix, keys, Multiply{}); });
 }
 
 }  // namespace

@@ -51,6 +51,7 @@ void product_row(const ProductOf<E>& p, int64_t col, int64_t left) {
 }
 
 struct Multiply {
+  static constexpr int64_t kRows = kMaxTile;
   template <class E>
   void operator()(const ProductOf<E>& p) const {
     if (p.rows == 1) return product_row<kRowVectors>(p, 0, (p.cols + kLanes - 1) / kLanes);
@@ -82,7 +83,7 @@ void run_part(const AttentionCacheArgs& a, const Scratch& s, const Rows& rows, b
   const AttentionArgs& f = a.f;
   if (prefix) return rows_part(f, rows, s, true, keys, Multiply{});
   const bool few = rows.rows <= most(kFewRows, f.group);
-  const int64_t dim = f.head_dim, tile_rows = few ? kMaxTile : kTileQ;
+  const int64_t dim = f.head_dim, tile_rows = few ? kMaxTile : kMaxRows;
   if (few && f.group > 1) {  // columns of the first block would be waited for one by one
     const char* first = reinterpret_cast<const char*>(static_cast<const E*>(a.k) + keys.begin / kBlockK * kBlockK * dim);
     const int64_t bytes = kBlockK * dim * static_cast<int64_t>(sizeof(E));
@@ -109,27 +110,8 @@ void run_part(const AttentionCacheArgs& a, const Scratch& s, const Rows& rows, b
 
 template <class E>
 void attention_cache(const AttentionCacheArgs& a) noexcept {
-  const AttentionArgs& f = a.f;
-  const Scratch s = scratch_of(f);
-  if (a.part == kAttentionAllParts) {
-    return attend(f, s, [&](const Rows& rows, bool prefix, Range keys) { run_part<E>(a, s, rows, prefix, keys); });
-  }
-  const bool prefix = a.part == kAttentionPrefixPart;
-  const int64_t step = most(1, kChunkRows / f.group), stride = f.head_dim + 2;
-  for (int64_t t = 0; t < f.tq; t += step) {
-    const int64_t t_end = least(f.tq, t + step);
-    float* out = a.partial + t * f.group * stride;
-    const Rows rows{t, (t_end - t) * f.group, s.part_max, s.part_sum, out + 2, stride};
-    begin_part(f, rows);
-    const Range chunk{a.part * kAttentionChunkK, (a.part + 1) * kAttentionChunkK};
-    const Range seen{visible_keys(f, t).begin, visible_keys(f, t_end - 1).end};
-    const Range keys = prefix ? Range{0, f.n_prefix} : intersect(chunk, seen);
-    if (!keys.empty()) run_part<E>(a, s, rows, prefix, keys);
-    for (int64_t r = 0; r < rows.rows; ++r) {
-      out[r * stride] = rows.max[r];
-      out[r * stride + 1] = rows.sum[r];
-    }
-  }
+  const Scratch s = scratch_of(a.f);
+  attend_cache(a, s, [&](const Rows& rows, bool prefix, Range keys) { run_part<E>(a, s, rows, prefix, keys); });
 }
 
 void attention_merge(const AttentionMergeArgs& a) noexcept {

@@ -10,7 +10,7 @@
 namespace thimble::THIMBLE_ISA {
 namespace {
 
-constexpr float kInfinity = __builtin_inff();
+constexpr float kInfinity = __builtin_inff(), kLargest = 2e38f, kLog2E = 1.44269504f;
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kChunkRows = kAttentionMaxGroup;  // rows that share a packed block; bounded by the scratch
 
@@ -20,13 +20,23 @@ struct BlockOf {
   int64_t start;  // the segment's key of column 0
   bool prefix, finite;
   bool streams;  // comes from memory and is used by few tiles
-  const E* kt;  // [head_dim][kBlockK]
-  const E* v;   // value of column j at v[j * v_stride]
+  const E* kt;   // [head_dim][kBlockK]; pairs: [head_dim / 2][kBlockK]
+  const E* v;    // value of column j at v[j * v_stride]; pairs: of columns j and j + 1 at v[j / 2 * v_stride]
   int64_t v_stride;
   const float* k_scale;  // of column j; null: 1
   const float* v_scale;
 };
 using Block = BlockOf<float>;
+using Block16 = BlockOf<uint32_t>;
+
+// Left operands of the rows of a tile in pairs of bf16.
+template <class E>
+struct RoundedRows {};
+template <>
+struct RoundedRows<uint32_t> {
+  alignas(64) uint32_t queries[kMaxRows][kAttentionMaxHeadDim / 2];
+  alignas(64) uint32_t probabilities[kMaxRows][kBlockK / 2 + kLanes];
+};
 
 // The state of the part at hand.
 struct Rows {
@@ -36,14 +46,16 @@ struct Rows {
   int64_t values_row;
 };
 
+inline float* values_of(const AttentionArgs& a, const Rows& rows, int64_t r, int64_t t, int64_t g) {
+  return rows.values ? rows.values + r * rows.values_row : a.o + t * a.o_row + g * a.o_head;
+}
 inline float* values_of(const AttentionArgs& a, const Rows& rows, int64_t r) {
-  return rows.values ? rows.values + r * rows.values_row
-                     : a.o + (rows.t0 + r / a.group) * a.o_row + r % a.group * a.o_head;
+  return values_of(a, rows, r, rows.t0 + r / a.group, r % a.group);
 }
 
 struct Scratch {
   float *kt, *v;             // one block
-  float* scores;             // [8][kBlockK]
+  float* scores;             // [kMaxRows][kBlockK]
   float *max, *sum;          // [kChunkRows], of the merged parts
   float *part_max, *part_sum;
   float* values;             // [kChunkRows][padded head_dim], of the part at hand
@@ -55,14 +67,14 @@ inline Scratch scratch_of(const AttentionArgs& a) {
   s.kt = align64(a.scratch);
   s.v = s.kt + kBlockK * padded;
   s.scores = s.v + kBlockK * padded;
-  s.max = s.scores + 8 * kBlockK;
+  s.max = s.scores + kMaxRows * kBlockK;
   s.sum = s.max + kChunkRows;
   s.part_max = s.sum + kChunkRows;
   s.part_sum = s.part_max + kChunkRows;
   s.values = s.part_sum + kChunkRows;
   return s;
 }
-static_assert(kMaxTile <= 8);
+static_assert(kMaxRows <= kAttentionTileRows);
 
 // The columns of the block that row t sees.
 template <class E>
@@ -71,134 +83,221 @@ inline Range columns(const AttentionArgs& a, const BlockOf<E>& b, int64_t t) {
   return {keys.begin - b.start, keys.end - b.start};
 }
 
-// Everything that is not a multiplication by a positive number, on whole vectors of a row of products.
+// A row of products to scores but for the multiplication by `scale`, which is left to the exponentials where nothing else
+// is done to a score. Returns the maximum over cols; other lanes of their vectors become -inf.
 template <class E>
-inline void transform_scores(const AttentionArgs& a, const BlockOf<E>& b, float slope, Range cols, float* s) {
-  for (int64_t j = round_down(cols.begin); j < cols.end; j += kLanes) {
-    vf x = load(s + j) * set1(a.scale);
-    if (a.softcap != 0) x = set1(a.softcap) * vtanh(x / set1(a.softcap));
-    if (a.alibi && !b.prefix) x = madd(set1(slope), index_as_float(b.start + j), x);
-    store(s + j, x);
-  }
-}
-
-// s[j] *= by[j] on cols; what shares a vector with them becomes zero.
-inline void scale_columns(float* s, const float* by, Range cols) {
-  for (int64_t j = round_down(cols.begin); j < cols.end; j += kLanes) {
-    vf x = load(s + j) * load(by + j);
-    if (j < cols.begin || j + kLanes > cols.end) x = keep_lanes(x, cols.begin - j, cols.end - j, set1(0.0f));
-    store(s + j, x);
-  }
-}
-
-// Scores of one row to exponentials; updates its maximum and sum, returns the difference of the maxima.
-inline float row_softmax(float* s, Range cols, float scale, float* max, float* block_sum) {
-  const int64_t from = round_down(cols.begin);
+inline float row_maximum(const AttentionArgs& a, const BlockOf<E>& b, bool linear, float slope, Range cols, float* s) {
   vf top = set1(-kInfinity);
-  for (int64_t j = from; j < cols.end; j += kLanes) {
-    vf x = load(s + j);
-    if (j < cols.begin || j + kLanes > cols.end) {
-      x = keep_lanes(x, cols.begin - j, cols.end - j, set1(-kInfinity));
-      store(s + j, x);
+  const auto finish = [&](int64_t j, vf x) __attribute__((always_inline)) {
+    if (b.k_scale) x = x * load(b.k_scale + j);
+    if (!linear) {
+      if (a.softcap != 0) {
+        x = set1(a.softcap) * vtanh(x * set1(a.scale / a.softcap));
+      } else {
+        x = x * set1(a.scale);
+      }
+      if (a.alibi && !b.prefix) x = madd(set1(slope), index_as_float(b.start + j), x);
     }
+    if (j < cols.begin || j + kLanes > cols.end) x = keep_lanes(x, cols.begin - j, cols.end - j, set1(-kInfinity));
+    store(s + j, x);
     top = vmax(x, top);
+  };
+  int64_t j = round_down(cols.begin);
+  if (b.k_scale || !linear) {
+    for (; j < cols.end; j += kLanes) finish(j, load(s + j));
+    return reduce_max(top);
   }
-  const float block_max = reduce_max(top) * scale;
-  const float old = *max, now = block_max > old ? block_max : old;
-  const float shift = now == -kInfinity ? 0.0f : now;
+  if (j < cols.begin) {
+    finish(j, load(s + j));
+    j += kLanes;
+  }
+  for (; j + kLanes <= cols.end; j += kLanes) top = vmax(load(s + j), top);
+  if (j < cols.end) finish(j, load(s + j));
+  return reduce_max(top);
+}
+
+// 2^x for x below 127, to 1.2 ulp; 0 from -152 on. A Chebyshev fit of (2^f - 1) / f on |f| <= 1/2.
+inline vf exp2_below(vf x) {
+  x = vmax(set1(-152.0f), x);
+  const vf n = vround(x), f = x - n;
+  vf p = madd(set1(0.0001545316336f), f, set1(0.001339086331f));
+  p = madd(p, f, set1(0.009618083015f));
+  p = madd(p, f, set1(0.05550356954f));
+  p = madd(p, f, set1(0.2402265072f));
+  p = madd(p, f, set1(0.6931471825f));
+  return scale_exponent(madd(p, f, set1(1.0f)), n);
+}
+
+// Scores to exponentials, 2^(scale * score - shift); returns their sum. `by` multiplies what is stored, not what is
+// summed; lanes outside become zero.
+inline float row_exponentials(float* s, Range cols, float scale, float shift, const float* by) {
   vf sum = set1(0.0f);
-  for (int64_t j = from; j < cols.end; j += kLanes) {
-    const vf e = vexp(madd(load(s + j), set1(scale), set1(-shift)));
+  for (int64_t j = round_down(cols.begin); j < cols.end; j += kLanes) {
+    vf e = exp2_below(madd(load(s + j), set1(scale), set1(-shift)));
     sum = sum + e;
+    if (by) {
+      e = e * load(by + j);
+      if (j < cols.begin || j + kLanes > cols.end) e = keep_lanes(e, cols.begin - j, cols.end - j, set1(0.0f));
+    }
     store(s + j, e);
   }
-  *max = now;
-  *block_sum = reduce_add(sum);
-  return old - shift;
+  return reduce_add(sum);
 }
 
-// multiply(p, n): the product of n rows, see Multiply in attention.cpp and attention_cache.cpp.
+// multiply(p) computes p, which has at most Multiply::kRows rows. More rows are register tiles one after another.
+template <class E, class Multiply>
+inline void multiply_rows(const ProductOf<E>& p, const Multiply& multiply) {
+  if (p.rows <= Multiply::kRows) return multiply(p);
+  for (int64_t r = 0; r < p.rows; r += kTileQ) {
+    ProductOf<E> part = p;
+    part.rows = least(kTileQ, p.rows - r);
+    for (int64_t i = 0; i < part.rows; ++i) {
+      part.a[i] = p.a[r + i];
+      part.c[i] = p.c[r + i];
+    }
+    if (p.rescale) part.rescale = p.rescale + r;
+    multiply(part);
+  }
+}
+
+// One row of pairs of values over its own columns only: at an odd end the other half of the pair is switched off. The
+// pieces of the chain continue in c.
+template <class Multiply>
+void multiply_pairs_within(const Block16& b, Range cols, ProductOf<uint32_t> one, const Multiply& multiply) {
+  constexpr float kOne = 1.0f;
+  uint32_t edge[kAttentionMaxHeadDim];
+  const uint32_t* const probabilities = one.a[0];
+  const auto piece = [&](int64_t pair, int64_t depth, uint32_t mask) {
+    if (depth <= 0) return;
+    one.a[0] = probabilities + pair;
+    one.b = b.v + pair * b.v_stride;
+    one.depth = depth;
+    if (mask != ~uint32_t{0}) {
+      for (int64_t d = 0; d < one.cols; ++d) edge[d] = one.b[d] & mask;
+      for (int64_t d = one.cols; d < round_up(one.cols); ++d) edge[d] = 0;
+      one.b = edge;
+    }
+    multiply(one);
+    one.rescale = &kOne;
+  };
+  int64_t first = cols.begin / 2;
+  const int64_t last = cols.end / 2;
+  if (cols.begin % 2 != 0) piece(first++, 1, 0xFFFF0000u);
+  piece(first, last - first, ~uint32_t{0});
+  if (cols.end % 2 != 0) piece(last, 1, 0x0000FFFFu);
+}
+
+// n <= kMaxRows rows from r0 on against one block: scores, exponentials, values.
 template <class E, class Multiply>
 void tile(const AttentionArgs& a, const BlockOf<E>& b, const Rows& rows, int64_t r0, int64_t n, float* s,
           const Multiply& multiply) {
-  const int64_t t_first = rows.t0 + r0 / a.group, t_last = rows.t0 + (r0 + n - 1) / a.group;
-  const Range first = columns(a, b, t_first), last = columns(a, b, t_last);
-  const Range all{first.begin, last.end};
+  int64_t t[kMaxRows], g[kMaxRows];
+  t[0] = rows.t0 + r0 / a.group;
+  g[0] = r0 % a.group;
+  for (int64_t i = 1; i < n; ++i) {
+    const bool next = g[i - 1] + 1 == a.group;
+    t[i] = t[i - 1] + (next ? 1 : 0);
+    g[i] = next ? 0 : g[i - 1] + 1;
+  }
+  const Range all{columns(a, b, t[0]).begin, columns(a, b, t[n - 1]).end};
   if (all.empty()) return;
   const bool linear = a.softcap == 0 && a.scale > 0 && (!a.alibi || b.prefix);
   const int64_t from = round_down(all.begin), to = round_up(all.end);
 
-  ProductOf<E> scores{};
-  ProductOf<E> values{};
+  ProductOf<E> scores{}, values{};
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t t = rows.t0 + (r0 + i) / a.group, g = (r0 + i) % a.group;
-    scores.a[i] = a.q + t * a.q_row + g * a.q_head;
     scores.c[i] = s + i * kBlockK + from;
-    values.a[i] = s + i * kBlockK + all.begin;
-    values.c[i] = values_of(a, rows, r0 + i);
+    values.c[i] = values_of(a, rows, r0 + i, t[i], g[i]);
+  }
+  RoundedRows<E> rounded;
+  for (int64_t i = 0; i < n; ++i) {
+    const float* q = a.q + t[i] * a.q_row + g[i] * a.q_head;
+    if constexpr (kPairs<E>) {
+      round_row(q, a.head_dim, rounded.queries[i]);
+      scores.a[i] = rounded.queries[i];
+      values.a[i] = rounded.probabilities[i] + all.begin / 2;
+    } else {
+      scores.a[i] = q;
+      values.a[i] = s + i * kBlockK + all.begin;
+    }
   }
   scores.a_step = 1;
   scores.b = b.kt + from;
   scores.ldb = kBlockK;
   scores.rows = n;
   scores.cols = to - from;
-  scores.depth = a.head_dim;
+  scores.depth = kPairs<E> ? (a.head_dim + 1) / 2 : a.head_dim;
   // One row walks through a block once, line by line: it asks a page ahead. More rows walk through it several times, in
   // columns: they ask for the same place of the block that comes next, scores for the values, values for the next keys.
   const auto distance = [](const E* here, const E* next) {
     return static_cast<int64_t>(reinterpret_cast<intptr_t>(next) - reinterpret_cast<intptr_t>(here));
   };
   scores.ahead = !b.streams ? 0 : n == 1 ? kPageBytes : distance(b.kt, b.v);
-  multiply(scores);
+  multiply_rows(scores, multiply);
 
-  alignas(64) float drop[16] = {};
-  float block_sum[kMaxTile];
+  // First all maxima, then all exponentials: those of a row wait for its maximum, those of the next row need not.
+  const float scale = linear ? a.scale : 1.0f;
+  alignas(64) float top[16], shift[16], rescale[16], sums[16];
+  for (int64_t i = 0; i < 16; i += kLanes) {
+    store(top + i, set1(-kInfinity));
+    store(sums + i, set1(0.0f));
+  }
+  Range cols[kMaxRows];
   bool same = true;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t t = rows.t0 + (r0 + i) / a.group, g = (r0 + i) % a.group;
-    const Range cols = columns(a, b, t);
-    float* row = s + i * kBlockK;
-    if (cols.empty()) {
-      for (int64_t j = from; j < to; j += kLanes) store(row + j, set1(0.0f));
-      block_sum[i] = 0;
-      same = false;
-      continue;
-    }
-    if (b.k_scale) scale_columns(row, b.k_scale, cols);
-    if (!linear) transform_scores(a, b, a.alibi ? a.alibi[g] : 0.0f, cols, row);
-    drop[i] = row_softmax(row, cols, linear ? a.scale : 1.0f, rows.max + r0 + i, block_sum + i);
-    if (b.v_scale) scale_columns(row, b.v_scale, cols);
-    for (int64_t j = from; j < round_down(cols.begin); j += kLanes) store(row + j, set1(0.0f));
-    for (int64_t j = round_up(cols.end); j < to; j += kLanes) store(row + j, set1(0.0f));
-    same = same && cols.begin == all.begin && cols.end == all.end;
+    cols[i] = columns(a, b, t[i]);
+    same = same && cols[i].begin == all.begin && cols[i].end == all.end;
+    if (cols[i].empty()) continue;
+    top[i] = row_maximum(a, b, linear, a.alibi ? a.alibi[g[i]] : 0.0f, cols[i], s + i * kBlockK);
   }
-  alignas(64) float rescale[16];
-  for (int64_t i = 0; i < 16; i += kLanes) store(rescale + i, vexp(load(drop + i)));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vf old = load_part(rows.max + r0 + i, n - i), now = vmax(load(top + i) * set1(scale), old);
+    const vf finite = vmax(now, set1(-kLargest));  // a row that has seen nothing: exp(-inf) below, not exp(NaN)
+    store(shift + i, finite * set1(kLog2E));
+    store(rescale + i, vexp(old - finite));
+    store_part(rows.max + r0 + i, now, n - i);
+  }
   for (int64_t i = 0; i < n; ++i) {
-    float& sum = rows.sum[r0 + i];
-    sum = sum * rescale[i] + block_sum[i];
+    float* row = s + i * kBlockK;
+    int64_t begin = to, end = to;
+    if (!cols[i].empty()) {
+      sums[i] = row_exponentials(row, cols[i], scale * kLog2E, shift[i], b.v_scale);
+      begin = round_down(cols[i].begin);
+      end = round_up(cols[i].end);
+    }
+    for (int64_t j = from; j < begin; j += kLanes) store(row + j, set1(0.0f));
+    for (int64_t j = end; j < to; j += kLanes) store(row + j, set1(0.0f));
+    if constexpr (kPairs<E>) round_row(row + from, to - from, rounded.probabilities[i] + from / 2);
+  }
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vf old = load_part(rows.sum + r0 + i, n - i);
+    store_part(rows.sum + r0 + i, old * load(rescale + i) + load(sums + i), n - i);
   }
 
   values.a_step = 1;
-  values.b = b.v + all.begin * b.v_stride;
+  values.b = b.v + (kPairs<E> ? all.begin / 2 : all.begin) * b.v_stride;
   values.ldb = b.v_stride;
   values.rescale = rescale;
   values.rows = n;
   values.cols = a.head_dim;
-  values.depth = all.size();
+  values.depth = kPairs<E> ? (all.end + 1) / 2 - all.begin / 2 : all.size();
   values.ahead = !b.streams ? 0 : n == 1 ? kPageBytes : distance(b.v, b.kt + kBlockK * a.head_dim);
-  if (same || b.finite) return multiply(values);
+  if (b.finite || (same && !kPairs<E>)) return multiply_rows(values, multiply);
   for (int64_t i = 0; i < n; ++i) {
-    const Range cols = columns(a, b, rows.t0 + (r0 + i) / a.group);
-    if (cols.empty()) continue;
+    if (cols[i].empty()) continue;
     ProductOf<E> one = values;
-    one.a[0] = s + i * kBlockK + cols.begin;
     one.c[0] = values.c[i];
-    one.b = b.v + cols.begin * b.v_stride;
     one.rescale = rescale + i;
     one.rows = 1;
-    one.depth = cols.size();
-    multiply(one);
+    if constexpr (kPairs<E>) {
+      one.a[0] = rounded.probabilities[i];
+      multiply_pairs_within(b, cols[i], one, multiply);
+    } else {
+      one.a[0] = s + i * kBlockK + cols[i].begin;
+      one.b = b.v + cols[i].begin * b.v_stride;
+      one.depth = cols[i].size();
+      multiply(one);
+    }
   }
 }
 
@@ -240,7 +339,7 @@ template <class Multiply>
 void rows_part(const AttentionArgs& a, const Rows& rows, const Scratch& s, bool prefix, Range keys,
                const Multiply& multiply) {
   run_blocks(
-      a, rows, keys, kTileQ, rows.rows, s.scores,
+      a, rows, keys, kMaxRows, rows.rows, s.scores,
       [&](int64_t start, Range block) { return packed_rows(a, rows, s, prefix, start, block); }, multiply);
 }
 
@@ -326,6 +425,29 @@ void attend(const AttentionArgs& a, const Scratch& s, const Run& run) {
     for (int64_t r = 0; r < merged.rows; ++r) {
       finish_row(a.head_dim, a.softmax_one != 0, merged.max[r], merged.sum[r], values_of(a, merged, r),
                  a.lse ? a.lse + r % a.group * a.lse_head + t + r / a.group : nullptr);
+    }
+  }
+}
+
+// The same over a cache: everything, or one part to `partial`.
+template <class Run>
+void attend_cache(const AttentionCacheArgs& a, const Scratch& s, const Run& run) {
+  const AttentionArgs& f = a.f;
+  if (a.part == kAttentionAllParts) return attend(f, s, run);
+  const bool prefix = a.part == kAttentionPrefixPart;
+  const int64_t step = most(1, kChunkRows / f.group), stride = f.head_dim + 2;
+  for (int64_t t = 0; t < f.tq; t += step) {
+    const int64_t t_end = least(f.tq, t + step);
+    float* out = a.partial + t * f.group * stride;
+    const Rows rows{t, (t_end - t) * f.group, s.part_max, s.part_sum, out + 2, stride};
+    begin_part(f, rows);
+    const Range chunk{a.part * kAttentionChunkK, (a.part + 1) * kAttentionChunkK};
+    const Range seen{visible_keys(f, t).begin, visible_keys(f, t_end - 1).end};
+    const Range keys = prefix ? Range{0, f.n_prefix} : intersect(chunk, seen);
+    if (!keys.empty()) run(rows, prefix, keys);
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      out[r * stride] = rows.max[r];
+      out[r * stride + 1] = rows.sum[r];
     }
   }
 }

@@ -1,9 +1,10 @@
 // What attention, attention over a cache and backward share: which keys a row sees, packing of key blocks, and the
 // register-tiled product C(r, :) = C(r, :) * rescale[r] + sum over k in order of A(r, k) B(k, :) with rows found through
-// pointers and B in f32, f16 or int8.
+// pointers and B in f32, f16 or int8, or both in pairs of bf16.
 #pragma once
 
 #include "kernels/kernel_args.h"
+#include "kernels/simd/bf16.h"
 #include "kernels/simd/math.h"
 #include "kernels/simd/unroll.h"
 #include "kernels/simd/weights.h"
@@ -20,6 +21,7 @@ constexpr int kTileVectors = 4;  // 6 x 64: 24 accumulators of 32 registers
 constexpr int kMaxTile = 6;
 constexpr int kTileVectors = 2;  // 6 x 16: 12 of 16
 #endif
+constexpr int kMaxRows = 12;    // rows whose scores are made together: two register tiles share the softmax's latencies
 constexpr int kRowVectors = 8;  // one row alone needs this many chains to hide the latency of fma
 constexpr int64_t kPrefetchKeys = 16;
 
@@ -178,6 +180,15 @@ inline bool pack_rows(const float* rows, int64_t stride, Range keys, int64_t dim
   return reduce_add(probe) == 0.0f;
 }
 
+// n floats as pairs of bf16, up to whole vectors of pairs; an odd n ends with a zero.
+inline void round_row(const float* x, int64_t n, uint32_t* out) {
+  for (int64_t d = 0; d < n; d += 2 * kLanes) {
+    const vf first = load_part(x + d, n - d);
+    const vf second = n - d > kLanes ? load_part(x + d + kLanes, n - d - kLanes) : set1(0.0f);
+    store(reinterpret_cast<float*>(out + d / 2), as_float(halves(first, second)));
+  }
+}
+
 // kLanes elements of a cache as floats.
 inline vf load_element(const float* p) { return load(p); }
 inline vf load_element(const uint16_t* p) { return load_f16(p); }
@@ -189,25 +200,82 @@ inline vf load_element(const int8_t* p) {
 #endif
 }
 
+// The other operand: pairs of bf16 meet pairs (k counts pairs then), everything else f32.
+template <class E>
+struct LeftOf {
+  using type = float;
+};
+template <>
+struct LeftOf<uint32_t> {
+  using type = uint32_t;
+};
+template <class E>
+constexpr bool kPairs = false;
+template <>
+constexpr bool kPairs<uint32_t> = true;
+
 template <class E>
 struct ProductOf {
-  const float* a[kMaxTile];  // A(r, k) = a[r][k * a_step]
+  const typename LeftOf<E>::type* a[kMaxRows];  // A(r, k) = a[r][k * a_step]
   int64_t a_step;
   const E* b;  // B(k, c) = b[k * ldb + c], readable up to whole vectors
   int64_t ldb;
-  float* c[kMaxTile];
+  float* c[kMaxRows];
   const float* rescale;  // null: C starts at zero
   int64_t rows, cols, depth;
   int64_t ahead;  // bytes from an element of B to what is asked for when that is used; only tiles that stream look at it
 };
 using Product = ProductOf<float>;
 
+#if !defined(__AVX512BF16__)
+#if defined(__AVX512F__)
+inline vf low_half(vi v) { return as_float(_mm512_maskz_slli_epi32(0xFFFF, v, 16)); }
+#else
+inline vf low_half(vi v) { return as_float(_mm256_slli_epi32(v, 16)); }
+#endif
+inline vf high_half(vi v) { return as_float(and_i(v, set1_i(-65536))); }
+#endif
+
+// acc += pairs a[r][at] times a row of pairs of B: both halves at once where the tier has vdpbf16ps, otherwise low first.
+template <int R, int V>
+[[gnu::always_inline]] inline void pair_step(vf (&acc)[R][V], const uint32_t* const (&a)[R], int64_t at, const uint32_t* b) {
+#if defined(__AVX512BF16__)
+  vi w[V];
+  unroll<V>([&](auto j) __attribute__((always_inline)) { w[decltype(j)::value] = load_i(b + decltype(j)::value * kLanes); });
+  unroll<R>([&](auto i) __attribute__((always_inline)) {
+    constexpr int r = decltype(i)::value;
+    const vi x = set1_i(static_cast<int32_t>(a[r][at]));
+    unroll<V>([&](auto j) __attribute__((always_inline)) {
+      constexpr int v = decltype(j)::value;
+      acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w[v]));
+    });
+  });
+#else
+  unroll<2>([&](auto half) __attribute__((always_inline)) {
+    vf w[V];
+    unroll<V>([&](auto j) __attribute__((always_inline)) {
+      const vi pairs = load_i(b + decltype(j)::value * kLanes);
+      w[decltype(j)::value] = decltype(half)::value == 0 ? low_half(pairs) : high_half(pairs);
+    });
+    unroll<R>([&](auto i) __attribute__((always_inline)) {
+      constexpr int r = decltype(i)::value;
+      const vi pair = set1_i(static_cast<int32_t>(a[r][at]));
+      const vf x = decltype(half)::value == 0 ? low_half(pair) : high_half(pair);
+      unroll<V>([&](auto j) __attribute__((always_inline)) {
+        constexpr int v = decltype(j)::value;
+        acc[r][v] = madd(x, w[v], acc[r][v]);
+      });
+    });
+  });
+#endif
+}
+
 // kAhead: B is streamed from memory, ask for what comes next.
 template <int R, int V, bool kAhead, class E>
 inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
   vf acc[R][V];
   const bool whole = last == kLanes;
-  const float* a[R];
+  const typename LeftOf<E>::type* a[R];
   unroll<R>([&](auto i) __attribute__((always_inline)) { a[decltype(i)::value] = p.a[decltype(i)::value]; });
   if (p.rescale) {
     unroll<R>([&](auto i) __attribute__((always_inline)) {
@@ -229,24 +297,28 @@ inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
   const int64_t ldb = p.ldb, step = p.a_step;
   int64_t at = 0;
   for (int64_t k = p.depth; k > 0; --k) {
-    vf w[V];
-    unroll<V>([&](auto j) __attribute__((always_inline)) {
-      w[decltype(j)::value] = load_element(b + decltype(j)::value * kLanes);
-    });
     if constexpr (kAhead) {
       constexpr int kBytes = V * static_cast<int>(kLanes) * static_cast<int>(sizeof(E)), kLines = (kBytes + 63) / 64;
       unroll<kLines>([&](auto j) __attribute__((always_inline)) {
         _mm_prefetch(reinterpret_cast<const char*>(b) + p.ahead + decltype(j)::value * 64, R == 1 ? _MM_HINT_T0 : _MM_HINT_T1);
       });
     }
-    unroll<R>([&](auto i) __attribute__((always_inline)) {
-      constexpr int r = decltype(i)::value;
-      const vf x = set1(a[r][at]);
+    if constexpr (kPairs<E>) {
+      pair_step(acc, a, at, b);
+    } else {
+      vf w[V];
       unroll<V>([&](auto j) __attribute__((always_inline)) {
-        constexpr int v = decltype(j)::value;
-        acc[r][v] = madd(x, w[v], acc[r][v]);
+        w[decltype(j)::value] = load_element(b + decltype(j)::value * kLanes);
       });
-    });
+      unroll<R>([&](auto i) __attribute__((always_inline)) {
+        constexpr int r = decltype(i)::value;
+        const vf x = set1(a[r][at]);
+        unroll<V>([&](auto j) __attribute__((always_inline)) {
+          constexpr int v = decltype(j)::value;
+          acc[r][v] = madd(x, w[v], acc[r][v]);
+        });
+      });
+    }
     at += step;
     b += ldb;
   }
@@ -264,16 +336,16 @@ inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
   });
 }
 
-template <int R, int V>
-inline void product_rest(const Product& p, int64_t col, int vectors, int64_t last) {
+template <int R, int V, class E>
+inline void product_rest(const ProductOf<E>& p, int64_t col, int vectors, int64_t last) {
   if constexpr (V > 0) {
     if (vectors == V) return product_tile<R, V, false>(p, col, last);
     product_rest<R, V - 1>(p, col, vectors, last);
   }
 }
 
-template <int R>
-void product_rows(const Product& p) {
+template <int R, class E>
+void product_rows(const ProductOf<E>& p) {
   constexpr int kVectors = R == 1 ? kRowVectors : kTileVectors;
   int64_t col = 0;
   for (; col + kVectors * kLanes <= p.cols; col += kVectors * kLanes) product_tile<R, kVectors, false>(p, col, kLanes);
@@ -282,7 +354,8 @@ void product_rows(const Product& p) {
   product_rest<R, kVectors>(p, col, static_cast<int>(vectors), p.cols - col - (vectors - 1) * kLanes);
 }
 
-inline void product(const Product& p) {
+template <class E>
+void product(const ProductOf<E>& p) {
   switch (p.rows) {
     case 6:
       return product_rows<6>(p);

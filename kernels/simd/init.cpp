@@ -8,6 +8,7 @@ void init(KernelTable& t) {
   init_pairs(t);
   init_gemm_bf16(t);
   init_convert(t);
+  init_attention_bf16(t);
   init_probe_bf16(t);
 #elif defined(__AVX512VNNI__) || defined(__AVXVNNI__)
   init_gemm_i8(t);
@@ -34,6 +35,7 @@ void init(KernelTable& t) {
   init_scan_i8(t);
   init_attention(t);
   init_attention_cache(t);
+  init_attention_bf16(t);
   init_attention_bwd(t);
   init_probe(t);
   init_probe_i8(t);

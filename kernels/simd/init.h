@@ -27,6 +27,7 @@ void init_scan(KernelTable& t);
 void init_scan_i8(KernelTable& t);
 void init_attention(KernelTable& t);
 void init_attention_cache(KernelTable& t);
+void init_attention_bf16(KernelTable& t);
 void init_attention_bwd(KernelTable& t);
 void init_probe(KernelTable& t);
 void init_probe_i8(KernelTable& t);

@@ -11,18 +11,28 @@ namespace {
 
 using Type = CacheData::Type;
 
+// The slots of one precision.
+struct Slots {
+  AttentionFn attention;
+  AttentionCacheFn cache[3];  // by Type
+  AttentionMergeFn attention_merge;
+};
+
 template <class Body>
 void on_simd_tiers(const Body& body) {
-  for (const Tier tier : {Tier::ref, Tier::avx2, Tier::avx512}) {
+  for (const Tier tier : {Tier::ref, Tier::avx2, Tier::avx512, Tier::avx512_bf16}) {
     if (!tier_supported(tier)) continue;
+    const KernelTable t = build_kernel_table(tier);
     SCOPED_TRACE(tier_name(tier));
-    body(build_kernel_table(tier));
+    body(Slots{t.attention, {t.attention_cache_f32, t.attention_cache_f16, t.attention_cache_i8}, t.attention_merge});
+    SCOPED_TRACE("bf16 products");
+    body(Slots{t.attention_bf16,
+               {t.attention_cache_f32_bf16, t.attention_cache_f16_bf16, t.attention_cache_i8_bf16},
+               t.attention_merge});
   }
 }
 
-AttentionCacheFn kernel(const KernelTable& t, Type type) {
-  return type == Type::f32 ? t.attention_cache_f32 : type == Type::f16 ? t.attention_cache_f16 : t.attention_cache_i8;
-}
+AttentionCacheFn kernel(const Slots& t, Type type) { return t.cache[static_cast<int>(type)]; }
 
 Shape shape(int64_t tq, int64_t tk, int64_t group, int64_t head_dim, int64_t window = 0, int64_t prefix = 0,
             int64_t softcap = 0, int64_t alibi = 0, int64_t one = 0) {
@@ -53,20 +63,20 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 TEST(AttentionCache, F32HasTheBitsOfRows) {
-  on_simd_tiers([](const KernelTable& t) {
+  on_simd_tiers([](const Slots& t) {
     for (const Shape& s : shapes()) {
       Case c(s, Type::f32);
       t.attention(c.data.args);
       const std::vector<float> rows = results(c.data);
       std::fill_n(c.data.o.data(), c.data.o.size(), 0.0f);
-      t.attention_cache_f32(c.cache.args());
+      kernel(t, Type::f32)(c.cache.args());
       EXPECT_TRUE(same(rows, results(c.data))) << s.label;
     }
   });
 }
 
 TEST(AttentionCache, MergedPartsHaveTheBitsOfTheWhole) {
-  on_simd_tiers([](const KernelTable& t) {
+  on_simd_tiers([](const Slots& t) {
     for (const Type type : {Type::f32, Type::f16, Type::int8}) {
       for (const Shape& s : shapes()) {
         Case c(s, type);
@@ -95,7 +105,7 @@ TEST(AttentionCache, MergedPartsHaveTheBitsOfTheWhole) {
 }
 
 TEST(AttentionCache, RowAloneHasTheBitsOfTheBlock) {
-  on_simd_tiers([](const KernelTable& t) {
+  on_simd_tiers([](const Slots& t) {
     for (const Type type : {Type::f16, Type::int8}) {
       for (const Shape& s : shapes()) {
         Case c(s, type);
@@ -124,7 +134,7 @@ TEST(AttentionCache, RowAloneHasTheBitsOfTheBlock) {
 
 // Rows of one call that come before a damaged key keep their bits; the others are NaN. An int8 key is damaged by its scale.
 TEST(AttentionCache, UnseenKeysMayHoldAnything) {
-  on_simd_tiers([](const KernelTable& t) {
+  on_simd_tiers([](const Slots& t) {
     const float nan = std::numeric_limits<float>::quiet_NaN();
     for (const Type type : {Type::f32, Type::f16, Type::int8}) {
       for (const int64_t rows : {4, 40}) {
@@ -156,13 +166,13 @@ TEST(AttentionCache, UnseenKeysMayHoldAnything) {
 // |k - scale code| <= scale / 2 moves a score by at most e = |scale of attention| sum |q| k_scale / 2, so a probability by
 // a factor within exp(+-2e), and each value by v_scale / 2 besides.
 TEST(AttentionCache, Int8ErrorIsBoundedByTheScales) {
-  on_simd_tiers([](const KernelTable& t) {
+  on_simd_tiers([](const Slots& t) {
     for (const int64_t head_dim : {16, 64}) {
       const Shape s = shape(1, 700, 2, head_dim);
       AttentionData exact(s, 5, 0, attention_scratch_floats(head_dim));
       t.attention(exact.args);
       Case c(s, Type::int8);
-      t.attention_cache_i8(c.cache.args());
+      kernel(t, Type::int8)(c.cache.args());
       const AttentionCacheArgs& a = c.cache.args();
       for (int64_t g = 0; g < 2; ++g) {
         double log_sum = 0, e = 0, q_size = 0, step = 0, largest = 0;

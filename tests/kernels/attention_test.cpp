@@ -48,10 +48,13 @@ struct Sequence {
 
 template <class Body>
 void on_simd_tiers(const Body& body) {
-  for (const Tier tier : {Tier::ref, Tier::avx2, Tier::avx512}) {
+  for (const Tier tier : {Tier::ref, Tier::avx2, Tier::avx512, Tier::avx512_bf16}) {
     if (!tier_supported(tier)) continue;
-    SCOPED_TRACE(tier_name(tier));
-    body(build_kernel_table(tier).attention);
+    const KernelTable table = build_kernel_table(tier);
+    for (const AttentionFn fn : {table.attention, table.attention_bf16}) {
+      SCOPED_TRACE(std::string(tier_name(tier)) + (fn == table.attention ? "" : ", bf16 products"));
+      body(fn);
+    }
   }
 }
 

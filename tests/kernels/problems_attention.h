@@ -1,7 +1,9 @@
 // Problems of the attention signatures. Tolerances come from the error of exp and of the sums, evaluated in double
-// with the probabilities of the case at hand; see problems_rows.h for the constants.
+// with the probabilities of the case at hand; see problems_rows.h for the constants. Slots with bf16 products round operands
+// as their reference does, so that sums are all that differs, but for the exponentials: these are rounded from sums.
 #pragma once
 
+#include "tests/kernels/problems_bf16.h"
 #include "tests/kernels/problems_rows.h"
 
 namespace thimble::testing {
@@ -9,6 +11,7 @@ namespace thimble::testing {
 // One attention case: buffers, arguments, and the double-precision probabilities that its tolerances are made of.
 struct AttentionData {
   AttentionArgs args{};
+  bool rounds_queries = false, rounds_keys = false;  // to bf16
   Guarded<float> q, k, v, prefix_k, prefix_v, o, lse, alibi, scratch;
 
   static Shape shape(int64_t tq, int64_t tk, int64_t group, int64_t head_dim, int64_t causal, int64_t window = 0,
@@ -136,11 +139,13 @@ struct AttentionData {
       if (sees(t, j)) {
         double dot = 0, size = 0;
         for (int64_t d = 0; d < args.head_dim; ++d) {
-          dot += static_cast<double>(query[d]) * key(j)[d];
-          size += std::abs(static_cast<double>(query[d]) * key(j)[d]);
+          const double x = rounds_queries ? bf16_rounded(query[d]) : query[d];
+          const double y = rounds_keys ? bf16_rounded(key(j)[d]) : key(j)[d];
+          dot += x * y;
+          size += std::abs(x * y);
         }
         pair.score = dot * args.scale;
-        pair.error = static_cast<double>(args.head_dim + 2) * kRound * size * args.scale;
+        pair.error = static_cast<double>(args.head_dim + 2) * (rounds_queries ? 2 : 1) * kRound * size * args.scale;
         if (args.softcap != 0) {
           const double tanh = std::tanh(pair.score / args.softcap);
           pair.score = args.softcap * tanh;
@@ -164,20 +169,27 @@ struct AttentionData {
     for (Pair& pair : pairs) {
       if (pair.p == 0) continue;
       pair.p = std::exp(pair.score - max) / sum;
-      // Rounding of score, maximum and difference, and of exp itself.
-      pair.error += kRound * (2 * std::abs(pair.score) + 2 * std::abs(max) + 4);
+      // Rounding of score and maximum, both again as multiples of ln 2, of their difference, and of exp itself.
+      pair.error += kRound * (4 * std::abs(pair.score) + 4 * std::abs(max) + 4);
     }
     *log_sum = max + std::log(sum);
     return pairs;
   }
 };
 
+// An exponential is rounded to bf16 on both sides, from numbers that differ by a factor.
+constexpr double kWeightRounding = 2 * 0x1p-9 * (1 + 0x1p-8);
+
+inline bool has_bf16_products(const SlotInfo& slot) { return std::string(slot.name).find("_bf16") != std::string::npos; }
+
 template <>
 struct Problem<AttentionFn> {
   static std::vector<Shape> test_shapes(const SlotInfo&) { return AttentionData::test_shapes(); }
   static std::vector<Shape> bench_shapes(const SlotInfo&) { return AttentionData::bench_shapes(); }
-  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
-      : data_(s, seed, misalign, attention_scratch_floats(s.dims[3])) {}
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : data_(s, seed, misalign, attention_scratch_floats(s.dims[3])) {
+    data_.rounds_queries = data_.rounds_keys = has_bf16_products(slot);
+  }
   void run(AttentionFn fn) {
     for (int64_t i = 0; i < data_.o.size(); ++i) data_.o[i] = 7.0f;
     for (int64_t i = 0; i < data_.lse.size(); ++i) data_.lse[i] = 7.0f;
@@ -204,7 +216,7 @@ struct Problem<AttentionFn> {
           double bound = 0;
           for (size_t i = 0; i < pairs.size(); ++i) {
             const double v = std::abs(data_.value(static_cast<int64_t>(i) - a.n_prefix)[d]);
-            bound += pairs[i].p * v * (pairs[i].error + error + 2 * chain);
+            bound += pairs[i].p * v * (pairs[i].error + error + (data_.rounds_queries ? kWeightRounding + 4 * chain : 2 * chain));
           }
           o[static_cast<size_t>(t * a.o_row + g * a.o_head + d)] = bound;
         }
@@ -232,7 +244,8 @@ class CacheData {
   enum class Type { f32, f16, int8 };
   static Type type_of(const SlotInfo& slot) {
     const std::string name = slot.name;
-    return name == "attention_cache_f32" ? Type::f32 : name == "attention_cache_f16" ? Type::f16 : Type::int8;
+    const auto starts = [&](const char* with) { return name.rfind(with, 0) == 0; };
+    return starts("attention_cache_f32") ? Type::f32 : starts("attention_cache_f16") ? Type::f16 : Type::int8;
   }
   CacheData(Type type, AttentionData& data, int64_t misalign) {
     AttentionArgs& f = data.args;
@@ -307,7 +320,10 @@ struct Problem<AttentionCacheFn> {
             AttentionData::shape(1, 2048, 1, 80, 1), AttentionData::shape(64, 2048, 1, 64, 1)};
   }
   Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
-      : data_(s, seed, misalign, attention_scratch_floats(s.dims[3])), cache_(CacheData::type_of(slot), data_, misalign) {}
+      : data_(s, seed, misalign, attention_scratch_floats(s.dims[3])), cache_(CacheData::type_of(slot), data_, misalign) {
+    data_.rounds_queries = has_bf16_products(slot);
+    data_.rounds_keys = data_.rounds_queries && CacheData::type_of(slot) != CacheData::Type::int8;
+  }
   void run(AttentionCacheFn fn) {
     for (int64_t i = 0; i < data_.o.size(); ++i) data_.o[i] = 7.0f;
     for (int64_t i = 0; i < data_.lse.size(); ++i) data_.lse[i] = 7.0f;
@@ -419,11 +435,13 @@ struct Problem<AttentionBwdFn> {
   static std::vector<Shape> bench_shapes(const SlotInfo&) {
     return {AttentionData::shape(512, 512, 1, 64, 1), AttentionData::shape(2048, 2048, 1, 64, 1)};
   }
-  Problem(const SlotInfo&, const Shape& s, uint64_t seed, int64_t misalign)
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
       : data_(s, seed, misalign, attention_bwd_scratch_floats(s.dims[3])) {
     Random random(seed + 1);
     AttentionArgs& a = data_.args;
-    build_kernel_table(Tier::ref).attention(a);
+    data_.rounds_queries = data_.rounds_keys = has_bf16_products(slot);
+    const KernelTable ref = build_kernel_table(Tier::ref);
+    (data_.rounds_keys ? ref.attention_bf16 : ref.attention)(a);
     d_o_ = normal_buffer(data_.o.size(), misalign, random);
     dq_ = Guarded<float>(data_.q.size(), misalign);
     dk_row_ = a.head_dim + 4;
@@ -450,7 +468,11 @@ struct Problem<AttentionBwdFn> {
     std::vector<double> dq(static_cast<size_t>(dq_.size())), dk(static_cast<size_t>(dk_.size())),
         dv(static_cast<size_t>(dv_.size())), dpk(static_cast<size_t>(dpk_.size())),
         dpv(static_cast<size_t>(dpv_.size()));
-    const double rows = 2 * static_cast<double>(a.tq * a.group + 4) * kRound;  // a chain over the rows, on both sides
+    const bool bf16 = data_.rounds_keys;
+    const auto operand = [&](float x) { return static_cast<double>(bf16 ? bf16_rounded(x) : x); };
+    // vdpbf16ps rounds in ways of its own, and probabilities and gradients are rounded on both sides.
+    const double sums = bf16 ? 2 : 1, weight = bf16 ? kWeightRounding : 0;
+    const double rows = 2 * static_cast<double>(a.tq * a.group + 4) * sums * kRound;  // a chain over the rows, on both sides
     for (size_t i = 0; i < dpk.size(); ++i) dpk[i] = rows * std::abs(dpk0_[i]);
     for (size_t i = 0; i < dpv.size(); ++i) dpv[i] = rows * std::abs(dpv0_[i]);
     for (int64_t t = 0; t < a.tq; ++t) {
@@ -462,11 +484,11 @@ struct Problem<AttentionBwdFn> {
         const auto pairs = data_.row(t, g, &log_sum);
         for (const auto& pair : pairs) seen += pair.p > 0;
         for (int64_t d = 0; d < a.head_dim; ++d) {
-          delta += static_cast<double>(d_o[d]) * o[d];
-          delta_size += std::abs(static_cast<double>(d_o[d]) * o[d]);
+          delta += operand(d_o[d]) * o[d];
+          delta_size += std::abs(operand(d_o[d]) * o[d]);
         }
-        const double dot = static_cast<double>(a.head_dim + 2) * kRound;
-        const double keys = 2 * (seen + 4) * kRound;
+        const double dot = static_cast<double>(a.head_dim + 2) * sums * kRound;
+        const double keys = 2 * (seen + 4) * sums * kRound + weight;
         for (size_t i = 0; i < pairs.size(); ++i) {
           const auto& pair = pairs[i];
           if (pair.p == 0) continue;
@@ -475,8 +497,8 @@ struct Problem<AttentionBwdFn> {
           const float* v = data_.value(j);
           double dp = 0, dp_size = 0;
           for (int64_t d = 0; d < a.head_dim; ++d) {
-            dp += static_cast<double>(d_o[d]) * v[d];
-            dp_size += std::abs(static_cast<double>(d_o[d]) * v[d]);
+            dp += operand(d_o[d]) * operand(v[d]);
+            dp_size += std::abs(operand(d_o[d]) * operand(v[d]));
           }
           const double p_error = pair.p * (pair.error + kRound * (2 * std::abs(log_sum) + 4));
           const double dr = pair.p * std::abs(dp - delta) * a.scale;
@@ -488,8 +510,8 @@ struct Problem<AttentionBwdFn> {
                                  : dk[static_cast<size_t>(j * dk_row_ + d)];
             double& to_v = j < 0 ? dpv[i * static_cast<size_t>(a.prefix_row) + static_cast<size_t>(d)]
                                  : dv[static_cast<size_t>(j * dv_row_ + d)];
-            to_k += std::abs(q[d]) * (dr_error + rows * dr);
-            to_v += std::abs(d_o[d]) * (p_error + rows * pair.p);
+            to_k += std::abs(q[d]) * (dr_error + (rows + weight) * dr);
+            to_v += std::abs(d_o[d]) * (p_error + (rows + weight) * pair.p);
           }
         }
       }
