@@ -26,7 +26,7 @@ int64_t longest(const Model& model, const WorkOptions& o) {
 Workload::Workload(Model& model, Context& ctx, const WorkOptions& options)
     : ctx_(ctx), options_(options), transformer_(model, longest(model, options)) {
   Philox random(options.seed, 0x574F524Bu);
-  const int64_t wanted = options.kind == WorkKind::train ? 8 * options.prompt_tokens + 1 : transformer_.max_tokens();
+  const int64_t wanted = options.kind == WorkKind::train ? 8 * options.batch * options.prompt_tokens + 1 : transformer_.max_tokens();
   for (int64_t i = 0; i < wanted; ++i)
     ids_.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(model.config.vocab_size))));
   if (options.kind != WorkKind::train) return;
@@ -39,6 +39,9 @@ Workload::Workload(Model& model, Context& ctx, const WorkOptions& options)
   data_ = std::make_unique<Dataset>(Dataset::from_stream(ids_, options.prompt_tokens));
   TrainOptions train;
   train.steps = std::numeric_limits<int32_t>::max();
+  train.batch = options.batch;
+  train.recompute = options.recompute;
+  train.moments = options.moments;
   train.lr = 1e-4;
   train.adamw.clip_norm = 1;
   train.seed = options.seed;

@@ -21,6 +21,9 @@ struct WorkOptions {
   int64_t tokens = 32;          // decode: steps behind one prompt
   bool full = false;            // train: all weights, which are f32 with gradients; else `adapter`
   AdapterOptions adapter;
+  int64_t batch = 1;            // train: sequences per step
+  Recompute recompute = Recompute::none;
+  Moments moments = Moments::f32;
   uint64_t seed = 0;
 };
 
@@ -34,7 +37,10 @@ class Workload {
   void prepare();
   // Prefill of the prompt, one decoded token, or one optimizer step.
   void run();
-  int64_t tokens_per_run() const { return options_.kind == WorkKind::decode ? 1 : options_.prompt_tokens; }
+  int64_t tokens_per_run() const { 
+    if (options_.kind == WorkKind::decode) return 1;
+    return options_.prompt_tokens * (options_.kind == WorkKind::train ? options_.batch : 1);
+  }
 
  private:
   Context& ctx_;

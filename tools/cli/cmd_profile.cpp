@@ -23,7 +23,8 @@ using Json = nlohmann::ordered_json;
 struct ProfileOptions {
   CommonOptions common;
   std::string what, model, shape, format, method = "lora", trace, kernel;
-  int64_t prompt_tokens = 256, tokens = 32, steps = 3;
+  std::string recompute = "none", optimizer = "adamw";
+  int64_t prompt_tokens = 256, tokens = 32, steps = 3, batch = 1;
   AdapterOptions adapter;
   bool assembly = false;
 };
@@ -54,8 +55,8 @@ void check_options(const ProfileOptions& o) {
   if (o.model.empty() == o.shape.empty())
     throw Error(ErrorCode::usage, o.model.empty() ? "no model is given" : "--model and --shape exclude one another",
                 "give --model PATH, or --shape NAME for random weights of: " + shape_list());
-  if (o.steps < 1 || o.tokens < 1 || o.prompt_tokens < 1)
-    throw Error(ErrorCode::usage, "--steps, --tokens and --prompt-tokens must be at least 1", "");
+  if (o.steps < 1 || o.tokens < 1 || o.prompt_tokens < 1 || o.batch < 1)
+    throw Error(ErrorCode::usage, "--steps, --tokens, --prompt-tokens and --batch must be at least 1", "");
 }
 
 // Random weights, or those of --model, in --format; trainable in f32 when all of them are to learn.
@@ -123,6 +124,11 @@ int run_profile(const ProfileOptions& o) {
   work.tokens = o.tokens + 1;  // the first one warms up
   work.full = full;
   work.adapter = o.adapter;
+  work.batch = o.batch;
+  work.recompute = o.recompute == "cheap"   ? Recompute::cheap
+                   : o.recompute == "block" ? Recompute::block
+                                            : Recompute::none;
+  work.moments = o.optimizer == "adamw8bit" ? Moments::q8 : Moments::f32;
   work.seed = work.adapter.seed = o.common.seed;
   Workload load(model, *ctx, work);
 
@@ -178,7 +184,12 @@ int run_profile(const ProfileOptions& o) {
       json["tokens"] = o.tokens;
     else
       json["steps"] = o.steps;
-    if (kind == WorkKind::train) json["method"] = o.method;
+    if (kind == WorkKind::train) {
+      json["method"] = o.method;
+      json["batch"] = o.batch;
+      json["recompute"] = o.recompute;
+      json["optimizer"] = o.optimizer;
+    }
     json["seconds"] = seconds;
     json["tokens_s"] = tokens_s;
     json["flops"] = flops;
@@ -205,7 +216,7 @@ int run_profile(const ProfileOptions& o) {
   text += fmt::format("{} in {:.3f} s: {:.1f} tokens/s, {:.1f} GFLOP/s, peak RSS {:.0f} MB\n\n",
                       kind == WorkKind::decode    ? fmt::format("{} tokens behind {}", runs, o.prompt_tokens)
                       : kind == WorkKind::prefill ? fmt::format("{} x {} tokens", runs, o.prompt_tokens)
-                                                  : fmt::format("{} steps of {} tokens", runs, o.prompt_tokens),
+                                                  : fmt::format("{} steps of {} tokens", runs, load.tokens_per_run()),
                       seconds, tokens_s, flops / std::max(1e-12, seconds) / 1e9, double(peak_rss) / 1e6);
   text += profile_text(rows);
   text += fmt::format(
@@ -304,6 +315,11 @@ void add_profile(CLI::App& app, Run* run) {
   command->add_option("--rank", o->adapter.rank, "of LoRA; default 8");
   command->add_option("--targets", o->adapter.targets,
                       "LoRA: modules to adapt, a regular expression or all-linear; default: PEFT's");
+  command->add_option("--batch", o->batch, "train: sequences per step; default 1");
+  command->add_option("--recompute", o->recompute, "train: what backward makes again: none (default), cheap or block")
+      ->check(CLI::IsMember({"none", "cheap", "block"}));
+  command->add_option("--optimizer", o->optimizer, "train: adamw (default) or adamw8bit")
+      ->check(CLI::IsMember({"adamw", "adamw8bit"}));
   command->add_option("--trace", o->trace, "write the timeline to this file, for Perfetto");
   command->add_option("--kernel", o->kernel, "a slot of the kernel table (see thimble doctor), with --asm");
   command->add_flag("--asm", o->assembly, "print the kernel's machine code on the tier of --isa; needs objdump");
