@@ -49,6 +49,63 @@ void gemm_f32(benchmark::State& state, const Run& run, int64_t size, int threads
   state.SetLabel("against OpenBLAS " + blas_info().core);
 }
 
+// The three products of a training step over a dense weight [n, k]: fwd y = x Wᵀ, dx = dy W, dw = dyᵀ x.
+enum class Step { fwd, dx, dw };
+
+struct ProductShape {
+  int64_t m, n, k;
+};
+
+void product(benchmark::State& state, const Run& run, Step step, bool bf16, ProductShape s, int threads) {
+  const KernelTable table = build_kernel_table(run.cap);
+  const Buffer x = random_floats(s.m * s.k, 1), dy = random_floats(s.m * s.n, 2), weight = random_floats(s.n * s.k, 3);
+  const Buffer out(static_cast<size_t>(std::max({s.m * s.n, s.m * s.k, s.n * s.k})) * sizeof(float));
+  Weight w;
+  w.rows = s.n;
+  w.cols = s.k;
+  w.data = weight.data();
+  const WeightFormat f32 = WeightFormat::f32;
+  const WeightView view = w.view();
+  size_t bytes = 0;
+  switch (step) {
+    case Step::fwd:
+      bytes = bf16 ? gemm_nt_bf16_scratch_bytes(table, threads, s.m, view)
+                   : gemm_nt_scratch_bytes(table, threads, s.m, f32, view);
+      break;
+    case Step::dx:
+      bytes = bf16 ? gemm_nn_bf16_scratch_bytes(table, threads, s.m, view)
+                   : gemm_nn_scratch_bytes(table, threads, s.m, f32, view);
+      break;
+    case Step::dw:
+      bytes = (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(table, threads, s.m, s.n, s.k);
+      break;
+  }
+  const Buffer scratch(bytes);
+  const GemmExec exec{&table, threads, scratch.data(), scratch.bytes()};
+  const auto multiply = [&] {
+    switch (step) {
+      case Step::fwd:
+        if (bf16) return gemm_nt_bf16(exec, s.m, x.f32(), s.k, f32, view, out.f32(), s.n, false);
+        return gemm_nt(exec, s.m, x.f32(), s.k, f32, view, out.f32(), s.n, false);
+      case Step::dx:
+        return (bf16 ? gemm_nn_bf16 : gemm_nn)(exec, s.m, dy.f32(), s.n, f32, view, out.f32(), s.k, false);
+      case Step::dw:
+        return (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, s.m, dy.f32(), s.n, s.n, x.f32(), s.k, s.k, out.f32(), s.k, false);
+    }
+  };
+  multiply();
+  std::vector<double> times;
+  for (auto _ : state) {
+    times.push_back(time_of(multiply));
+    state.SetIterationTime(times.back());
+  }
+  const double flops = 2.0 * double(s.m) * double(s.n) * double(s.k), seconds = median(times);
+  state.counters["flops"] = flops;
+  state.counters["GFLOP/s"] = flops / seconds / 1e9;
+  state.counters["roof_fraction"] =
+      flops / seconds / 1e9 / (run.peak_gflops[bf16 ? kPeakBf16 : kPeakF32][size_t(run.cap)] * threads);
+}
+
 void prefill(benchmark::State& state, const Run& run, const StoredFormat& stored, bool int8_act, int threads) {
   const int64_t m = 256, rows = 5632, cols = 2048;
   const KernelTable table = build_kernel_table(run.cap);
@@ -178,6 +235,22 @@ void register_gemm(const Run& run) {
     const std::string at = "/threads=" + std::to_string(threads);
     for (const int64_t size : {512, 768, 1024, 1536, 2048})
       add("driver_gemm_f32/" + std::to_string(size) + at, [run, size, threads](benchmark::State& s) { gemm_f32(s, run, size, threads); });
+    for (const bool bf16 : {false, true})
+      for (const Step step : {Step::fwd, Step::dx, Step::dw}) {
+        const char* const name = step == Step::fwd ? "fwd/" : step == Step::dx ? "dx/" : "dw/";
+        const auto one = [&](int64_t m, int64_t n, int64_t k) {
+          add(std::string("driver_product_") + (bf16 ? "bf16/" : "f32/") + name + std::to_string(m) + "x" +
+                  std::to_string(n) + "x" + std::to_string(k) + at,
+              [=](benchmark::State& s) { product(s, run, step, bf16, {m, n, k}, threads); });
+        };
+        one(1024, 768, 768);
+        one(1024, 2048, 768);
+        one(1024, 768, 2048);
+        one(256, 2048, 2048);
+        one(256, 5632, 2048);
+        one(256, 2048, 5632);
+        for (const int64_t m : {1, 2, 4, 5, 8, 15, 16, 17, 24, 31, 32, 48, 63, 64, 128, 512}) one(m, 2048, 2048);
+      }
     for (const StoredFormat& stored : stored_formats()) {
       for (const bool int8_act : {false, true}) {
         if (int8_act && !is_tiled(stored.format)) continue;
