@@ -109,7 +109,7 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
   Weight* a[kLoraGroup];
   float scales[kLoraGroup];
   int64_t col[kLoraGroup];
-  int users = 0, distinct = 0;
+  int distinct = 0;
   THIMBLE_CHECK(count <= kLoraGroup);
   for (int p = 0; p < count; ++p) {
     const AdapterModule& m = s.adapter->module(layer, projections[p].role);
@@ -123,22 +123,20 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
     scales[distinct++] = m.scale;
   }
   Var h;
-  const bool shared = users > 1 && !drops;  // dropout masks the input of each adapter in its own way
-  if (shared) h = lora_down(ctx, x, s.begin, s.end, a, scales, distinct);
+  if (distinct > 0 && !drops) h = lora_down(ctx, x, s.begin, s.end, a, scales, distinct);
   for (int p = 0; p < count; ++p) {
     Projection& one = projections[p];
     const AdapterModule& m = s.adapter->module(layer, one.role);
-    if (m.lora_a && shared) {
-      one.y = lora_up(ctx, one.y, s.begin, s.end, h, col[p], m.lora_b);
-    } else if (m.lora_a) {
+    if (m.lora_a && drops) {  // masks the input of each adapter in its own way
       Dropout dropout;
-      if (drops) {
-        dropout.p = static_cast<float>(s.adapter->dropout());
-        dropout.seed = ctx.seed;
-        dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ uint64_t(one.role);
-      }
-      one.y = lora(ctx, one.y, one.input, s.begin, s.end, m.lora_a, m.lora_b, m.scale, dropout);
+      dropout.p = static_cast<float>(s.adapter->dropout());
+      dropout.seed = ctx.seed;
+      dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ uint64_t(one.role);
+      Weight* own = m.lora_a;
+      h = lora_down(ctx, one.input, s.begin, s.end, &own, &m.scale, 1, dropout);
+      col[p] = 0;
     }
+    if (m.lora_a) one.y = lora_up(ctx, one.y, s.begin, s.end, h, col[p], m.lora_b);
     if (m.ia3 && !m.ia3_input) one.y = col_scale(ctx, one.y, s.begin, s.end, m.ia3);
   }
 }

@@ -68,12 +68,12 @@ struct Dropout {
   float p = 0;
   uint64_t seed = 0, stream = 0;
 };
-// y += scale * (dropout(x) Aᵀ) Bᵀ, A [r, C], B [N, r].
-Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout);
-// The same without dropout in two steps, for several adapters of one input (q, k and v; gate and up), which read it once:
-// h [end - begin, ranks of a] = rows of x times [a[0]; a[1]; ...]ᵀ, the columns of a[i] scaled by scales[i]; count <= kLoraGroup.
+// LoRA, y += scale (dropout(x) Aᵀ) Bᵀ with A [r, C] and B [N, r], in two steps, so that several adapters of one input (q, k
+// and v; gate and up) read it once: h [end - begin, ranks of a] = dropout(rows of x) times [a[0]; a[1]; ...]ᵀ, the columns
+// of a[i] scaled by scales[i]; count <= kLoraGroup. They share the mask; adapters with masks of their own come one by one.
 constexpr int kLoraGroup = 4;
-Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a, const float* scales, int count);
+Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a, const float* scales, int count,
+              Dropout dropout = {});
 // y += h[:, col .. col + b->cols) Bᵀ
 Var lora_up(Context& ctx, Var y, int64_t begin, int64_t end, Var h, int64_t col, Weight* b);
 // y[r, c] *= l[c]

@@ -28,6 +28,14 @@ void apply_dropout(Context& ctx, const float* x, int64_t rows, int64_t cols, con
   });
 }
 
+// dropout(x) in scratch, or x itself.
+const float* dropped(Context& ctx, const float* x, int64_t rows, int64_t cols, const Dropout& d) {
+  if (d.p == 0) return x;
+  float* out = ctx.scratch.floats(rows * cols, "dropout");
+  apply_dropout(ctx, x, rows, cols, d, out);
+  return out;
+}
+
 // The gradient of value `id` [rows, cols], ready to be added to in the rows [begin, end): a fresh one is zero elsewhere.
 float* grad_rows(Context& ctx, int32_t id, int64_t rows, int64_t cols, int64_t begin, int64_t end, bool* accumulate) {
   float* grad = grad_target(ctx, id, accumulate);
@@ -35,91 +43,6 @@ float* grad_rows(Context& ctx, int32_t id, int64_t rows, int64_t cols, int64_t b
   if (!*accumulate && (begin > 0 || end < rows)) std::memset(grad, 0, size_t(rows * cols) * sizeof(float));
   return grad + begin * cols;
 }
-
-}  // namespace
-
-Var lora(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout) {
-  THIMBLE_ZONE(lora);
-  const int64_t rows = end - begin, in = x.t.cols(), out = y.t.cols(), rank = a->rows;
-  THIMBLE_CHECK(a->cols == in && b->rows == out && b->cols == rank);
-  const bool recorded = ctx.tape && (y.id >= 0 || x.id >= 0 || wants_grad(a) || wants_grad(b));
-  float* h = recorded ? ctx.saved.floats(rows * rank, "adapter activations") : nullptr;
-  const ArenaScope scope(ctx.scratch);
-  if (!h) h = ctx.scratch.floats(rows * rank, "adapter activations");
-  const float* input = x.t.f32() + begin * in;
-  if (dropout.p > 0) {
-    float* dropped = ctx.scratch.floats(rows * in, "dropout");
-    apply_dropout(ctx, input, rows, in, dropout, dropped);
-    input = dropped;
-  }
-  thin_forward(ctx, rows, input, in, *a, h, rank, false);
-  for_elements(ctx, rows * rank, [&](int64_t i, int64_t n) { ctx.kernels.scale({n, scale, h + i, h + i}); });
-  thin_forward(ctx, rows, h, rank, *b, y.t.f32() + begin * out, out, true);
-  Var z = y;
-  if (recorded) {
-    z.id = ctx.tape->add_value(y.t);
-    Node& node = ctx.tape->push(Op::lora);
-    node.in[0] = y.id;
-    node.in[1] = x.id;
-    node.out = z.id;
-    node.w = a;
-    node.b = b;
-    node.rows = x.t.rows();
-    node.dims[0] = begin;
-    node.dims[1] = end;
-    node.attr[0] = scale;
-    node.attr[1] = dropout.p;
-    node.rng[0] = dropout.seed;
-    node.rng[1] = dropout.stream;
-    node.saved[0] = x.t.f32();
-    node.saved[1] = h;
-  }
-  return z;
-}
-
-// With h = scale * dropout(x) Aᵀ saved: dB = dyᵀ h, dh = scale * dy B, dA = dhᵀ dropout(x), dx = dropout'(dh A).
-void lora_backward(Context& ctx, const Node& node) {
-  THIMBLE_ZONE(lora_bwd);
-  const float* dy = grad_of(ctx, node.out);
-  if (!dy) return;
-  Weight *a = node.w, *b = node.b;
-  const int64_t begin = node.dims[0], rows = node.dims[1] - begin, in = a->cols, rank = a->rows;
-  const float* dy_rows = dy + begin * b->rows;
-  const ArenaScope scope(ctx.scratch);
-  const Dropout dropout{node.attr[1], node.rng[0], node.rng[1]};
-  if (wants_grad(b)) thin_dw(ctx, rows, dy_rows, b->rows, node.saved[1], rank, b);
-  if (wants_grad(a) || node.in[1] >= 0) {
-    float* dh = ctx.scratch.floats(rows * rank, "adapter gradients");
-    thin_dx(ctx, rows, dy_rows, b->rows, *b, dh, rank, false);
-    for_elements(ctx, rows * rank, [&](int64_t i, int64_t n) { ctx.kernels.scale({n, node.attr[0], dh + i, dh + i}); });
-    if (wants_grad(a)) {
-      const float* input = node.saved[0] + begin * in;
-      if (dropout.p > 0) {
-        float* dropped = ctx.scratch.floats(rows * in, "dropout");
-        apply_dropout(ctx, input, rows, in, dropout, dropped);
-        input = dropped;
-      }
-      thin_dw(ctx, rows, dh, rank, input, in, a);
-    }
-    bool accumulate = false;
-    if (float* dx = grad_rows(ctx, node.in[1], node.rows, in, begin, begin + rows, &accumulate)) {
-      if (dropout.p > 0) {
-        float* masked = ctx.scratch.floats(rows * in, "dropout");
-        thin_dx(ctx, rows, dh, rank, *a, masked, in, false);
-        apply_dropout(ctx, masked, rows, in, dropout, masked);
-        if (accumulate)
-          add_rows(ctx, rows * in, dx, masked, dx);
-        else
-          std::memcpy(dx, masked, size_t(rows * in) * sizeof(float));
-      } else {
-        thin_dx(ctx, rows, dh, rank, *a, dx, in, accumulate);
-      }
-    }
-  }
-  grad_share(ctx, node.in[0], dy);
-}
-
-namespace {
 
 // [a[0]; a[1]; ...] in scratch, f32 rows like its parts.
 Weight stacked(Context& ctx, Weight* const* a, int count, int64_t rows) {
@@ -147,7 +70,8 @@ void scale_parts(Context& ctx, int64_t rows, int64_t width, Weight* const* a, co
 
 }  // namespace
 
-Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a, const float* scales, int count) {
+Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a, const float* scales, int count,
+              Dropout dropout) {
   THIMBLE_ZONE(lora);
   THIMBLE_CHECK(count > 0 && count <= kLoraGroup);
   const int64_t rows = end - begin, in = x.t.cols();
@@ -160,13 +84,13 @@ Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a,
   }
   const bool recorded = ctx.tape && (x.id >= 0 || trains);
   const Var h = new_value(ctx, rows, width, recorded);
-  const float* input = x.t.f32() + begin * in;
+  const ArenaScope scope(ctx.scratch);
+  const float* input = dropped(ctx, x.t.f32() + begin * in, rows, in, dropout);
   constexpr int64_t kFewRows = 4;  // a step of decoding: stacking would cost more than it saves
   if (rows <= kFewRows) {
     int64_t col = 0;
     for (int i = 0; i < count; col += a[i++]->rows) thin_forward(ctx, rows, input, in, *a[i], h.t.f32() + col, width, false);
   } else {
-    const ArenaScope scope(ctx.scratch);
     thin_forward(ctx, rows, input, in, stacked(ctx, a, count, width), h.t.f32(), width, false);
   }
   scale_parts(ctx, rows, width, a, scales, count, h.t.f32(), h.t.f32());
@@ -184,13 +108,17 @@ Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a,
     node.dims[1] = end;
     node.dims[2] = count;
     node.dims[3] = width;
+    node.attr[0] = dropout.p;
+    node.rng[0] = dropout.seed;
+    node.rng[1] = dropout.stream;
     node.saved[0] = x.t.f32();
     node.saved[1] = kept;
   }
   return h;
 }
 
-// With dh of the scaled h: du = scale dh per part, dA = duᵀ x and dx = du [A...], each in one pass over x or dx.
+// With dh of the scaled h: du = scale dh per part, dA = duᵀ dropout(x) and dx = dropout(du [A...]), each in one pass over
+// x or dx.
 void lora_down_backward(Context& ctx, const Node& node) {
   THIMBLE_ZONE(lora_bwd);
   const float* dh = grad_of(ctx, node.out);
@@ -206,7 +134,8 @@ void lora_down_backward(Context& ctx, const Node& node) {
     all = all && wants_grad(a[i]);
     any = any || wants_grad(a[i]);
   }
-  const float* input = node.saved[0] + begin * in;
+  const Dropout dropout{node.attr[0], node.rng[0], node.rng[1]};
+  const float* input = any ? dropped(ctx, node.saved[0] + begin * in, rows, in, dropout) : nullptr;
   if (all && count > 1) {
     Weight sum;
     sum.rows = width;
@@ -226,8 +155,17 @@ void lora_down_backward(Context& ctx, const Node& node) {
       if (wants_grad(a[i])) thin_dw(ctx, rows, du + col, width, input, in, a[i]);
   }
   bool accumulate = false;
-  if (float* dx = grad_rows(ctx, node.in[0], node.rows, in, begin, begin + rows, &accumulate))
-    thin_dx(ctx, rows, du, width, stacked(ctx, a, count, width), dx, in, accumulate);
+  float* dx = grad_rows(ctx, node.in[0], node.rows, in, begin, begin + rows, &accumulate);
+  if (!dx) return;
+  const Weight all_a = stacked(ctx, a, count, width);
+  if (dropout.p == 0) return thin_dx(ctx, rows, du, width, all_a, dx, in, accumulate);
+  float* masked = ctx.scratch.floats(rows * in, "dropout");
+  thin_dx(ctx, rows, du, width, all_a, masked, in, false);
+  apply_dropout(ctx, masked, rows, in, dropout, masked);
+  if (accumulate)
+    add_rows(ctx, rows * in, dx, masked, dx);
+  else
+    std::memcpy(dx, masked, size_t(rows * in) * sizeof(float));
 }
 
 Var lora_up(Context& ctx, Var y, int64_t begin, int64_t end, Var h, int64_t col, Weight* b) {

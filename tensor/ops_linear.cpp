@@ -26,35 +26,68 @@ ZoneKey product_key(Product product, const Weight& w, Arithmetic arithmetic) {
   return {Zone::linear, product, arithmetic, w.format, static_cast<uint16_t>(is_tiled(w.format) ? w.group : 0)};
 }
 
+// Rows of x and y at a distance of their own, in the arithmetic that the caller chose.
+void forward_product(Context& ctx, Arithmetic arithmetic, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y,
+                     int64_t ldy, bool accumulate) {
+  const ArenaScope scope(ctx.scratch);
+  const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w, arithmetic));
+  count_product(m, w, accumulate);
+  const bool bf16 = arithmetic == Arithmetic::bf16, int8_act = arithmetic == Arithmetic::int8;
+  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
+                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  if (bf16) return gemm_nt_bf16(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
+  gemm_nt(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate, int8_act);
+}
+
+void dx_product(Context& ctx, Arithmetic arithmetic, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx,
+                int64_t ldx, bool accumulate) {
+  const ArenaScope scope(ctx.scratch);
+  const ZoneScope zone(product_key(Product::dx, w, arithmetic));
+  count_product(m, w, accumulate);
+  const bool bf16 = arithmetic == Arithmetic::bf16;
+  const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
+                            : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  (bf16 ? gemm_nn_bf16 : gemm_nn)(exec, m, dy, ldy, w.format, w.view(), dx, ldx, accumulate);
+}
+
+void dw_product(Context& ctx, Arithmetic arithmetic, int64_t m, const float* dy, int64_t ldy, const float* x, int64_t ldx,
+                Weight* w) {
+  const ArenaScope scope(ctx.scratch);
+  const ZoneScope zone(product_key(Product::dw, *w, arithmetic));
+  count_dw(m, *w);
+  const bool bf16 = arithmetic == Arithmetic::bf16;
+  const size_t bytes =
+      (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(ctx.kernels, ctx.threads, m, w->rows, w->cols);
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, ldy, w->rows, x, ldx, w->cols, w->grad, w->cols, grad_begin(w));
+}
+
+Arithmetic arithmetic_of(const Context& ctx) {
+  return ctx.precision == Precision::bf16 ? Arithmetic::bf16 : Arithmetic::f32;
+}
+
+// Below this rank, rounding x to bf16 costs more than bf16 products save.
+Arithmetic thin_arithmetic(const Context& ctx, const Weight& w) {
+  constexpr int64_t kThinRank = 32;
+  return std::min(w.rows, w.cols) > kThinRank ? arithmetic_of(ctx) : Arithmetic::f32;
+}
+
 }  // namespace
 
 void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
   const bool int8_act = ctx.precision == Precision::int8_act && is_tiled(w.format);
-  const bool bf16 = ctx.precision == Precision::bf16;
-  const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w,
-                                   bf16 ? Arithmetic::bf16 : int8_act ? Arithmetic::int8 : Arithmetic::f32));
-  count_product(m, w, accumulate);
   if (w.perm) x = gather_columns(ctx, m, x, w);
-  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
-                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  if (bf16) return gemm_nt_bf16(exec, m, x, w.cols, w.format, w.view(), y, w.rows, accumulate);
-  gemm_nt(exec, m, x, w.cols, w.format, w.view(), y, w.rows, accumulate, int8_act);
+  forward_product(ctx, int8_act ? Arithmetic::int8 : arithmetic_of(ctx), m, x, w.cols, w, y, w.rows, accumulate);
 }
 
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate) {
+  if (!w.perm) return dx_product(ctx, arithmetic_of(ctx), m, dy, w.rows, w, dx, w.cols, accumulate);
   const ArenaScope scope(ctx.scratch);
-  const bool bf16 = ctx.precision == Precision::bf16;
-  const ZoneScope zone(product_key(Product::dx, w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
-  count_product(m, w, accumulate);
-  const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
-                            : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  const auto multiply = bf16 ? gemm_nn_bf16 : gemm_nn;
-  if (!w.perm) return multiply(exec, m, dy, w.rows, w.format, w.view(), dx, w.cols, accumulate);
   float* permuted = ctx.scratch.floats(m * w.cols, "permuted gradients");
-  multiply(exec, m, dy, w.rows, w.format, w.view(), permuted, w.cols, false);
+  dx_product(ctx, arithmetic_of(ctx), m, dy, w.rows, w, permuted, w.cols, false);
   for_rows(ctx, m, w.cols, [&](int64_t first, int64_t count, int64_t) {
     for (int64_t i = first; i < first + count; ++i)
       for (int64_t c = 0; c < w.cols; ++c) {
@@ -65,57 +98,19 @@ void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float*
 }
 
 void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w) {
-  const ArenaScope scope(ctx.scratch);
-  const bool bf16 = ctx.precision == Precision::bf16;
-  const ZoneScope zone(product_key(Product::dw, *w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
-  count_dw(m, *w);
-  const auto scratch_bytes = bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes;
-  const size_t bytes = scratch_bytes(ctx.kernels, ctx.threads, m, w->rows, w->cols);
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, w->rows, w->rows, x, w->cols, w->cols, w->grad, w->cols, grad_begin(w));
+  dw_product(ctx, arithmetic_of(ctx), m, dy, w->rows, x, w->cols, w);
 }
-
-namespace {
-
-// Below this rank, rounding x to bf16 costs more than bf16 products save.
-bool rounds_thin(const Context& ctx, const Weight& w) {
-  constexpr int64_t kThinRank = 32;
-  return ctx.precision == Precision::bf16 && std::min(w.rows, w.cols) > kThinRank;
-}
-
-}  // namespace
 
 void thin_forward(Context& ctx, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y, int64_t ldy, bool accumulate) {
-  const ArenaScope scope(ctx.scratch);
-  const bool bf16 = rounds_thin(ctx, w);
-  const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
-  count_product(m, w, accumulate);
-  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
-                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  if (bf16) return gemm_nt_bf16(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
-  gemm_nt(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
+  forward_product(ctx, thin_arithmetic(ctx, w), m, x, ldx, w, y, ldy, accumulate);
 }
 
 void thin_dx(Context& ctx, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx, int64_t ldx, bool accumulate) {
-  const ArenaScope scope(ctx.scratch);
-  const bool bf16 = rounds_thin(ctx, w);
-  const ZoneScope zone(product_key(Product::dx, w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
-  count_product(m, w, accumulate);
-  const size_t bytes = bf16 ? gemm_nn_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
-                            : gemm_nn_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view());
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  (bf16 ? gemm_nn_bf16 : gemm_nn)(exec, m, dy, ldy, w.format, w.view(), dx, ldx, accumulate);
+  dx_product(ctx, thin_arithmetic(ctx, w), m, dy, ldy, w, dx, ldx, accumulate);
 }
 
 void thin_dw(Context& ctx, int64_t m, const float* dy, int64_t ldy, const float* x, int64_t ldx, Weight* w) {
-  const ArenaScope scope(ctx.scratch);
-  const bool bf16 = rounds_thin(ctx, *w);
-  const ZoneScope zone(product_key(Product::dw, *w, bf16 ? Arithmetic::bf16 : Arithmetic::f32));
-  count_dw(m, *w);
-  const size_t bytes = (bf16 ? gemm_tn_bf16_scratch_bytes : gemm_tn_scratch_bytes)(ctx.kernels, ctx.threads, m, w->rows, w->cols);
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  (bf16 ? gemm_tn_bf16 : gemm_tn)(exec, m, dy, ldy, w->rows, x, ldx, w->cols, w->grad, w->cols, grad_begin(w));
+  dw_product(ctx, thin_arithmetic(ctx, *w), m, dy, ldy, x, ldx, w);
 }
 
 void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {

@@ -200,6 +200,12 @@ Case loss_case(const char* name, int64_t rows, int64_t vocab, bool bias, bool hi
           }};
 }
 
+// y += scale (dropout(x) Aᵀ) Bᵀ on the rows [begin, end)
+Var adapted(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout) {
+  const Var h = lora_down(ctx, x, begin, end, &a, &scale, 1, dropout);
+  return lora_up(ctx, y, begin, end, h, 0, b);
+}
+
 std::vector<Case> cases_of(Op op) {
   static const int32_t ids[] = {3, 0, 3, 6, 3};
   switch (op) {
@@ -313,24 +319,6 @@ std::vector<Case> cases_of(Op op) {
       return {loss_case("loss", 37, 50, false, true, true), loss_case("loss with bias", 9, 17, true, true, true),
               loss_case("loss, frozen head", 9, 17, false, true, false), loss_case("loss, frozen hidden", 9, 17, false, false, true), loss_case("loss with row weights", 9, 17, true, true, true, true),
               loss_case("loss of few rows", 13, 17, true, true, true, false, true), loss_case("loss of few rows with weights", 13, 17, false, true, true, true, true)};
-    case Op::lora: {
-      std::vector<Case> cases;
-      for (float p : {0.0f, 0.3f})
-        for (bool input : {true, false})
-          cases.push_back({"lora on rows 1..4, dropout " + std::to_string(p) + (input ? "" : ", frozen input"),
-                           {value(5, 12, 1), value(5, 9, 2, input), weight(3, 9, 3), weight(12, 3, 4)}, [p](Graph& g) {
-                             return lora(g.ctx, own(g, g.x(0)), g.x(1), 1, 4, g.w(2), g.w(3), 0.7f, {p, 5, 6});
-                           }});
-      cases.push_back({"lora over a frozen base, all rows", {value(5, 12, 1, false), value(5, 9, 2), weight(3, 9, 3), weight(12, 3, 4)},
-                       [](Graph& g) { return lora(g.ctx, own(g, g.x(0)), g.x(1), 0, 5, g.w(2), g.w(3), 0.7f, {}); }});
-      cases.push_back({"two loras over one linear, dropout", {value(5, 9, 2), weight(12, 9, 1), weight(3, 9, 3), weight(12, 3, 4), weight(2, 9, 5), weight(12, 2, 6)},
-                       [](Graph& g) {
-                         const Var y = linear(g.ctx, g.x(0), g.w(1), nullptr);
-                         const Var z = lora(g.ctx, y, g.x(0), 0, 2, g.w(2), g.w(3), 0.7f, {0.25f, 1, 2});
-                         return lora(g.ctx, z, g.x(0), 2, 5, g.w(4), g.w(5), 1.5f, {0.25f, 1, 3});
-                       }});
-      return cases;
-    }
     case Op::lora_down:
     case Op::lora_up: {
       // Two linears of one input with adapters on rows 1..4: each with an A of its own, or both with the same.
@@ -350,6 +338,20 @@ std::vector<Case> cases_of(Op op) {
                                return add(g.ctx, first, lora_up(g.ctx, z, 1, 4, h, same ? 0 : 3, g.w(6)));
                              }});
           }
+      for (float p : {0.0f, 0.3f})
+        for (bool input : {true, false})
+          cases.push_back({"lora on rows 1..4, dropout " + std::to_string(p) + (input ? "" : ", frozen input"),
+                           {value(5, 12, 1), value(5, 9, 2, input), weight(3, 9, 3), weight(12, 3, 4)}, [p](Graph& g) {
+                             return adapted(g.ctx, own(g, g.x(0)), g.x(1), 1, 4, g.w(2), g.w(3), 0.7f, {p, 5, 6});
+                           }});
+      cases.push_back({"lora over a frozen base, all rows", {value(5, 12, 1, false), value(5, 9, 2), weight(3, 9, 3), weight(12, 3, 4)},
+                       [](Graph& g) { return adapted(g.ctx, own(g, g.x(0)), g.x(1), 0, 5, g.w(2), g.w(3), 0.7f, {}); }});
+      cases.push_back({"two loras over one linear, dropout", {value(5, 9, 2), weight(12, 9, 1), weight(3, 9, 3), weight(12, 3, 4), weight(2, 9, 5), weight(12, 2, 6)},
+                       [](Graph& g) {
+                         const Var y = linear(g.ctx, g.x(0), g.w(1), nullptr);
+                         const Var z = adapted(g.ctx, y, g.x(0), 0, 2, g.w(2), g.w(3), 0.7f, {0.25f, 1, 2});
+                         return adapted(g.ctx, z, g.x(0), 2, 5, g.w(4), g.w(5), 1.5f, {0.25f, 1, 3});
+                       }});
       return cases;
     }
     case Op::col_scale:
