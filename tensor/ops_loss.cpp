@@ -18,8 +18,9 @@ double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias,
                            bool recorded) {
   const int64_t rows = hidden.t.rows(), cols = hidden.t.cols(), vocab = head->rows;
   const ArenaScope scope(ctx.scratch);
-  constexpr int64_t kChunkFloats = 1 << 22;
-  const int64_t step = std::min(rows, std::max<int64_t>(16, kChunkFloats / vocab / 16 * 16));
+  // A head that learns passes its whole gradient through the caches once per chunk, so it gets longer ones.
+  const int64_t chunk_floats = recorded && wants_grad(head) ? 1 << 23 : 1 << 22;
+  const int64_t step = std::min(rows, std::max<int64_t>(16, chunk_floats / vocab / 16 * 16));
   float* logits = ctx.scratch.floats(step * vocab, "logits chunk");
   auto* losses = static_cast<double*>(ctx.scratch.allocate(size_t(step) * sizeof(double), "losses"));
   const float d_scale = static_cast<float>(1.0 / denominator);

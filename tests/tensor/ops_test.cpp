@@ -525,8 +525,8 @@ TEST(LinearCrossEntropy, RowsWithoutLabelsAreSkipped) {
   }
 }
 
-// 2^18 entries leave 16 rows for a chunk of logits, so 40 rows cross two boundaries: the same losses and gradients as
-// one call per row.
+// 2^18 entries leave 32 rows for a chunk of logits, so 40 rows cross a boundary: the same losses and gradients as one
+// call per row.
 TEST(LinearCrossEntropy, ChunksDoNotShow) {
   const KernelTable best = build_kernel_table(best_tier());
   constexpr int64_t kRows = 40, kCols = 4, kVocab = int64_t{1} << 18;
