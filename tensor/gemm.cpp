@@ -197,8 +197,8 @@ void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
   });
 }
 
-// ---- few rows of outputs (the gradients of adapters): packing B would cost more than the product, and rows of B of whole
-// vectors serve as its panel as they lie in memory. Same chains as the packed product.
+// ---- few rows of outputs (the gradients of adapters, dx of a few tokens): packing B would cost more than the product, and
+// rows of B of whole vectors serve as its panel as they lie in memory. Same chains as the packed product.
 
 constexpr int64_t kThinRows = 64;
 constexpr int64_t kThinColumns = 64;  // of B, per chunk
@@ -230,7 +230,19 @@ void run_thin_rows(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy
   });
 }
 
-// The same for k <= kThinRows, as its transpose [k, n] in scratch.
+// dx[m, k] (+)= dy W of f32 rows for few m.
+void run_thin_dx(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, const WeightView& w, float* dx, int64_t ldx,
+                 bool accumulate) {
+  if (m <= 0) return;
+  const float* const rows = static_cast<const float*>(w.data);
+  parallel_for(exec.threads, ceil_div(w.cols, kThinColumns), [&](int64_t c, int) {
+    const int64_t j = c * kThinColumns;
+    thin_columns(*exec.kernels,
+                 {m, std::min(kThinColumns, w.cols - j), 0, dy, ldy, 1, rows + j, w.ld, dx + j, ldx, accumulate}, w.rows);
+  });
+}
+
+// dw[n, k] (+)= dyᵀ x for k <= kThinRows, as its transpose [k, n] in scratch.
 void run_thin_columns(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, int64_t n, const float* x, int64_t ldx, int64_t k,
                       float* dw, int64_t ldw, bool accumulate) {
   THIMBLE_CHECK(exec.scratch_bytes >= static_cast<size_t>(n * k) * sizeof(float) + kAlign);
@@ -316,6 +328,10 @@ size_t gemm_nn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m,
 
 void gemm_nn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, WeightFormat format, const WeightView& w,
              float* dx, int64_t ldx, bool accumulate) {
+  // Narrow register tiles would read the long rows in pieces of a line or two.
+  const int64_t few = exec.kernels->gemm_nr >= kThinColumns ? kThinRows : kGemvRows;
+  if (m <= few && format == WeightFormat::f32 && is_panel(w.cols, w.ld))
+    return run_thin_dx(exec, m, dy, ldy, w, dx, ldx, accumulate);
   run(exec, {m, w.cols, w.rows, dy, ldy, 1, panel_n(*exec.kernels, format), false, w, dx, ldx, accumulate}, false);
 }
 
