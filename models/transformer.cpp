@@ -98,7 +98,8 @@ void Transformer::project_all(Context& ctx, int layer, Var x, Projection* projec
       input = col_scale(ctx, input, s.begin, s.end, m.ia3);
     }
     ctx.observe(input_name(one.role), layer, input.t);
-    one.y = linear(ctx, input, one.w, present(*one.b));
+    // The outputs of o and down become the residual stream, which stays in f32.
+    one.y = linear(ctx, input, one.w, present(*one.b), one.role != Role::o_w && one.role != Role::down_w);
   }
   for (int64_t i = 0; i < batch.n_segments; ++i) adapt(ctx, layer, batch.segments[i], x, projections, count);
 }
@@ -114,7 +115,6 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
   for (int p = 0; p < count; ++p) {
     const AdapterModule& m = s.adapter->module(layer, projections[p].role);
     if (!m.lora_a) continue;
-    ++users;
     int same = 0;  // the parts of a fused module share their A
     col[p] = 0;
     while (same < distinct && !(a[same] == m.lora_a && scales[same] == m.scale)) col[p] += a[same++]->rows;
@@ -214,11 +214,14 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   Projection inputs[] = {{Role::q_w, &w.q_w, &w.q_b, {}, {}}, {Role::k_w, &w.k_w, &w.k_b, {}, {}}, {Role::v_w, &w.v_w, &w.v_b, {}, {}}};
   project_all(ctx, layer, x, inputs, 3);
   Var q = inputs[0].y, k = inputs[1].y;
-  const Var v = inputs[2].y;
+  Var v = inputs[2].y;
   if (c.positions == PositionKind::rope) {
     q = rope(ctx, q, c.n_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
     k = rope(ctx, k, c.n_kv_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
   }
+  q = pack(ctx, q);
+  k = pack(ctx, k);
+  v = pack(ctx, v);
   ctx.observe("q", layer, q.t);
   ctx.observe("k", layer, k.t);
   ctx.observe("v", layer, v.t);
@@ -228,7 +231,7 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
       cache->store(ctx, layer, s, count, k.t.f32() + first * c.kv_cols(), v.t.f32() + first * c.kv_cols());
     }
   }
-  const Var a = attention(ctx, q, k, v, &specs_[static_cast<size_t>(layer)]);
+  const Var a = pack(ctx, attention(ctx, q, k, v, &specs_[static_cast<size_t>(layer)]));
   ctx.observe("attention", layer, a.t);
   const Var o = project(ctx, layer, Role::o_w, a, w.o_w, w.o_b);
   ctx.observe("attention_out", layer, o.t);
@@ -240,9 +243,9 @@ Var Transformer::mlp_branch(Context& ctx, int layer, Var x) {
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
   Projection inputs[] = {{Role::up_w, &w.up_w, &w.up_b, {}, {}}, {Role::gate_w, &w.gate_w, &w.gate_b, {}, {}}};
   project_all(ctx, layer, x, inputs, c.gated_mlp ? 2 : 1);
-  const Var up = inputs[0].y;
+  const Var up = pack(ctx, inputs[0].y);
   ctx.observe("up", layer, up.t);
-  const Var inner = c.gated_mlp ? gated(ctx, inputs[1].y, up, c.activation) : activation(ctx, up, c.activation);
+  const Var inner = c.gated_mlp ? gated(ctx, pack(ctx, inputs[1].y), up, c.activation) : activation(ctx, up, c.activation);
   ctx.observe("activation", layer, inner.t);
   const Var down = project(ctx, layer, Role::down_w, inner, w.down_w, w.down_b);
   ctx.observe("mlp_out", layer, down.t);
@@ -254,8 +257,8 @@ Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
   const ModelConfig& c = t.model_.config;
   LayerWeights& w = t.model_.weights.layers[static_cast<size_t>(layer)];
   if (c.post_norm) {
-    Var h = t.norm(ctx, add(ctx, x, t.attention_branch(ctx, layer, x)), w.norm1_w, w.norm1_b);
-    h = t.norm(ctx, add(ctx, h, t.mlp_branch(ctx, layer, h)), w.norm2_w, w.norm2_b);
+    Var h = t.norm(ctx, add_into(ctx, x, t.attention_branch(ctx, layer, x)), w.norm1_w, w.norm1_b);
+    h = t.norm(ctx, add_into(ctx, h, t.mlp_branch(ctx, layer, h)), w.norm2_w, w.norm2_b);
     ctx.observe("block", layer, h.t);
     return h;
   }
@@ -266,15 +269,15 @@ Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
     const Var n2 = t.norm(ctx, x, w.norm2_w, w.norm2_b);
     ctx.observe("norm2", layer, n2.t);
     const Var m = t.mlp_branch(ctx, layer, n2);
-    const Var h = add(ctx, add(ctx, x, a), m);
+    const Var h = add_into(ctx, add_into(ctx, x, a), m);
     ctx.observe("block", layer, h.t);
     return h;
   }
-  const Var h = add(ctx, x, a);
+  const Var h = add_into(ctx, x, a);
   ctx.observe("attention_residual", layer, h.t);
   const Var n2 = t.norm(ctx, h, w.norm2_w, w.norm2_b);
   ctx.observe("norm2", layer, n2.t);
-  const Var out = add(ctx, h, t.mlp_branch(ctx, layer, n2));
+  const Var out = add_into(ctx, h, t.mlp_branch(ctx, layer, n2));
   ctx.observe("block", layer, out.t);
   return out;
 }

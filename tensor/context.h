@@ -42,7 +42,7 @@ struct Context {
   Arena replayed;
   bool replay_cheap = false;
   Tape* tape = nullptr;
-  bool training = false;           // dropout is on
+  bool training = false;           // dropout is on, and bf16 products have what pack() keeps rounded too
   uint64_t seed = 0, step = 0;     // of everything random in a training step
   Observer observer;
 

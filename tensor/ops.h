@@ -17,8 +17,11 @@ enum class Activation : uint8_t { gelu_erf, gelu_tanh, relu, silu };
 Var embed(Context& ctx, Weight* w, const int32_t* ids, int64_t n);
 // x + w[positions[i] + offset]: learned positions. x is [M, C].
 Var add_positions(Context& ctx, Var x, Weight* w, const int32_t* positions, int64_t offset);
-// x Wᵀ + b: [M, N]; b may be null.
-Var linear(Context& ctx, Var x, Weight* w, Weight* b);
+// x Wᵀ + b: [M, N]; b may be null. packs: pack() follows (after adapters and rope) before anything else reads it.
+Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs = false);
+// In training with bf16 products: y, just made by linear, rope, attention or an adapter, is rounded to bf16 in place;
+// Recompute::cheap keeps the 16 bits alone. The gradient passes unchanged. Elsewhere: nothing.
+Var pack(Context& ctx, Var y);
 Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset = 0);
 // w, b may be null.
 Var layer_norm(Context& ctx, Var x, Weight* w, Weight* b, float eps);
@@ -29,6 +32,8 @@ Var activation(Context& ctx, Var x, Activation kind);
 // f(gate) * up
 Var gated(Context& ctx, Var gate, Var up, Activation kind);
 Var add(Context& ctx, Var a, Var b);
+// The same in the memory of b, the output of a linear or of its adapters, whose backward does not read it.
+Var add_into(Context& ctx, Var a, Var b);
 Var scale(Context& ctx, Var x, float alpha);
 
 // Sequences are packed without padding: sequence s owns the rows [cu_seqlens[s], cu_seqlens[s + 1]). Must outlive backward.

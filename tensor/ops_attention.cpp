@@ -250,7 +250,7 @@ Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
   const int64_t rows = q.t.rows(), cols = s.n_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
   const bool recorded = ctx.tape && (q.id >= 0 || k.id >= 0 || v.id >= 0 || prefix_wants_grad(s));
   THIMBLE_CHECK((!recorded || !s.cache) && group <= kAttentionMaxGroup);
-  Var y = new_value(ctx, rows, cols, recorded);
+  Var y = new_packed_value(ctx, rows, cols, recorded);
   if (s.cache) {
     cached_attention(ctx, s, q.t.f32(), y.t.f32());
     return y;
@@ -299,6 +299,7 @@ Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
     node.saved[3] = out;
     node.saved[4] = lse;
     node.attention = spec;
+    node.output = replay_target(ctx, y);
   }
   return y;
 }

@@ -101,11 +101,11 @@ void add_positions_backward(Context& ctx, const Node& node) {
   grad_share(ctx, node.in[0], dy);
 }
 
-Var add(Context& ctx, Var a, Var b) {
+namespace {
+
+Var add_to(Context& ctx, Var a, Var b, Var y, bool recorded) {
   THIMBLE_ZONE(add);
   count_elements(a.t.numel(), 1, 12);
-  const bool recorded = ctx.tape && (a.id >= 0 || b.id >= 0);
-  Var y = new_value(ctx, a.t.rows(), a.t.cols(), recorded);
   add_rows(ctx, a.t.numel(), a.t.f32(), b.t.f32(), y.t.f32());
   if (recorded) {
     Node& node = ctx.tape->push(Op::add);
@@ -114,6 +114,18 @@ Var add(Context& ctx, Var a, Var b) {
     node.out = y.id;
   }
   return y;
+}
+
+}  // namespace
+
+Var add(Context& ctx, Var a, Var b) {
+  const bool recorded = ctx.tape && (a.id >= 0 || b.id >= 0);
+  return add_to(ctx, a, b, new_value(ctx, a.t.rows(), a.t.cols(), recorded), recorded);
+}
+
+Var add_into(Context& ctx, Var a, Var b) {
+  const bool recorded = ctx.tape && (a.id >= 0 || b.id >= 0);
+  return add_to(ctx, a, b, {b.t, recorded ? ctx.tape->add_value(b.t) : -1}, recorded);
 }
 
 // Both operands share dy; whoever adds to a shared gradient copies it first, so a residual stream read by two parallel
@@ -156,6 +168,32 @@ void scale_backward(Context& ctx, const Node& node) {
     else
       ctx.kernels.scale({n, alpha, dy + i, dx + i});
   });
+}
+
+Var pack(Context& ctx, Var y) {
+  if (!packs_values(ctx)) return y;
+  THIMBLE_ZONE(activation);
+  const int64_t n = y.t.numel();
+  float* value = y.t.f32();
+  uint16_t* packed = nullptr;
+  if (y.id >= 0 && replay_target(ctx, y)) {
+    packed = static_cast<uint16_t*>(ctx.saved.allocate(size_t(n) * sizeof(uint16_t), "activations"));
+    Node& node = ctx.tape->producer(y.id);
+    node.packed = packed;
+    node.widened = value;
+  }
+  count_elements(n, 0, packed ? 12 : 8);
+  for_elements(ctx, n, [&](int64_t begin, int64_t count) {
+    constexpr int64_t kPart = 2048;
+    uint16_t part[kPart];
+    for (int64_t i = begin; i < begin + count; i += kPart) {
+      const int64_t m = std::min(kPart, begin + count - i);
+      uint16_t* const half = packed ? packed + i : part;
+      ctx.kernels.f32_to_bf16({m, value + i, half});
+      ctx.kernels.bf16_to_f32({m, half, value + i});
+    }
+  });
+  return y;
 }
 
 Var run_block(Context& ctx, const BlockCall* call, Var x, Recompute recompute, bool needs_grad) {
@@ -229,6 +267,26 @@ void place_input_grad(Context& ctx, int32_t in) {
 
 namespace {
 
+void replay(Context& ctx, const Node& node) {
+  switch (node.op) {
+    case Op::rms_norm:
+    case Op::layer_norm: return replay_norm(ctx, node);
+    case Op::activation: return replay_activation(ctx, node);
+    case Op::gated: return replay_gated(ctx, node);
+    case Op::col_scale: return replay_col_scale(ctx, node);
+    default: return;  // packed, by this node or by one that works in its place
+  }
+}
+
+void widen(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(activation);
+  const int64_t n = ctx.tape->value(node.out).t.numel();
+  count_elements(n, 0, 6);
+  for_elements(ctx, n, [&](int64_t i, int64_t count) {
+    ctx.kernels.bf16_to_f32({count, node.packed + i, node.widened + i});
+  });
+}
+
 // Fills the outputs that the block did not keep, in the order of the forward.
 void replay_cheap_ops(Context& ctx) {
   const Tape& tape = *ctx.tape;
@@ -239,19 +297,12 @@ void replay_cheap_ops(Context& ctx) {
   }
   for (size_t i = begin; i < tape.cursor; ++i) {
     const Node& node = tape.node(i);
-    if (!node.output) continue;
-    if (node.op != Op::col_scale) {  // which works in place; the others get the addresses of the forward again
+    if (node.output && node.op != Op::col_scale) {  // which works in place; the others get the addresses of the forward again
       const int64_t numel = ctx.tape->value(node.out).t.numel();
       THIMBLE_CHECK(ctx.replayed.floats(numel, "activations") == node.output);
     }
-    switch (node.op) {
-      case Op::rms_norm:
-      case Op::layer_norm: replay_norm(ctx, node); break;
-      case Op::activation: replay_activation(ctx, node); break;
-      case Op::gated: replay_gated(ctx, node); break;
-      case Op::col_scale: replay_col_scale(ctx, node); break;
-      default: THIMBLE_CHECK(node.output == nullptr);
-    }
+    if (node.output) replay(ctx, node);
+    if (node.packed) widen(ctx, node);
   }
 }
 

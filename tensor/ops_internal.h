@@ -63,6 +63,11 @@ inline Var new_cheap_value(Context& ctx, int64_t rows, int64_t cols, bool record
   y.id = ctx.tape->add_value(y.t);
   return y;
 }
+// Whether pack() does anything, and an output that it will keep.
+inline bool packs_values(const Context& ctx) { return ctx.training && ctx.precision == Precision::bf16; }
+inline Var new_packed_value(Context& ctx, int64_t rows, int64_t cols, bool recorded) {
+  return packs_values(ctx) ? new_cheap_value(ctx, rows, cols, recorded) : new_value(ctx, rows, cols, recorded);
+}
 // What Node::output of that op is.
 inline float* replay_target(const Context& ctx, const Var& y) {
   return ctx.replayed.owns(y.t.data) ? y.t.f32() : nullptr;

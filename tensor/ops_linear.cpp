@@ -123,12 +123,12 @@ void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
   });
 }
 
-Var linear(Context& ctx, Var x, Weight* w, Weight* b) {
+Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs) {
   const ZoneOwner owner(Zone::linear);
   const int64_t m = x.t.rows();
   THIMBLE_CHECK(x.t.cols() == w->cols);
   const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
-  Var y = new_value(ctx, m, w->rows, recorded);
+  Var y = packs ? new_packed_value(ctx, m, w->rows, recorded) : new_value(ctx, m, w->rows, recorded);
   weight_forward(ctx, m, x.t.f32(), *w, y.t.f32(), false);
   if (b && *b) {
     THIMBLE_ZONE(linear);
@@ -146,6 +146,7 @@ Var linear(Context& ctx, Var x, Weight* w, Weight* b) {
     node.b = b;
     node.rows = m;
     node.saved[0] = x.t.f32();
+    node.output = replay_target(ctx, y);
   }
   return y;
 }

@@ -48,6 +48,8 @@ struct Node {
   const BlockCall* block = nullptr;
   Weight* const* group = nullptr;    // several weights of one op
   float* output = nullptr;  // of an op that backward runs again (Recompute::cheap); null: kept
+  const uint16_t* packed = nullptr;  // what pack() kept of the output, and where backward widens it to
+  float* widened = nullptr;
 };
 
 class Tape {
@@ -83,6 +85,12 @@ class Tape {
   size_t node_count() const { return nodes_.size(); }
   size_t value_count() const { return values_.size(); }
   const Node& node(size_t i) const { return nodes_[i]; }
+  // The node whose output is `value`, a short way back.
+  Node& producer(int32_t value) {
+    size_t i = nodes_.size() - 1;
+    while (nodes_[i].out != value) --i;
+    return nodes_[i];
+  }
   Value& value(int32_t id) { return values_[static_cast<size_t>(id)]; }
 
   // State of a running backward: the open blocks, and two buffers of the residual stream's gradient.
