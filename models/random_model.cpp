@@ -59,7 +59,8 @@ void fill_tiles(Weight& w, void* data, float deviation, FastRandom& random) {
       }
   auto* scales = reinterpret_cast<uint16_t*>(codes + g.code_bytes);
   uint8_t* offsets = codes + g.code_bytes + g.scale_bytes;
-  const float step = deviation * 3.5f / static_cast<float>((1 << bits) - 1);
+  const auto levels = static_cast<float>(1 << bits);
+  const float step = deviation / std::sqrt((levels * levels + 2) / 12);  // of codes around the middle, all as likely
   const uint16_t scale = f16_of(step), min = f16_of(-step * middle);
   for (int64_t tile = 0; tile < g.tiles; ++tile)
     for (int64_t group = 0; group < g.groups; ++group)
