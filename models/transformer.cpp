@@ -110,11 +110,14 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
   Weight* a[kLoraGroup];
   float scales[kLoraGroup];
   int64_t col[kLoraGroup];
-  int distinct = 0;
+  int users = 0, distinct = 0;
+  Var input = x;
   THIMBLE_CHECK(count <= kLoraGroup);
   for (int p = 0; p < count; ++p) {
     const AdapterModule& m = s.adapter->module(layer, projections[p].role);
     if (!m.lora_a) continue;
+    // A single user reads what its weight reads: the gradient of that is then one chain, in every batch.
+    input = ++users == 1 ? projections[p].input : x;
     int same = 0;  // the parts of a fused module share their A
     col[p] = 0;
     while (same < distinct && !(a[same] == m.lora_a && scales[same] == m.scale)) col[p] += a[same++]->rows;
@@ -123,7 +126,7 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
     scales[distinct++] = m.scale;
   }
   Var h;
-  if (distinct > 0 && !drops) h = lora_down(ctx, x, s.begin, s.end, a, scales, distinct);
+  if (distinct > 0 && !drops) h = lora_down(ctx, input, s.begin, s.end, a, scales, distinct);
   for (int p = 0; p < count; ++p) {
     Projection& one = projections[p];
     const AdapterModule& m = s.adapter->module(layer, one.role);

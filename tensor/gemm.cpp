@@ -329,7 +329,7 @@ size_t gemm_nn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m,
 void gemm_nn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, WeightFormat format, const WeightView& w,
              float* dx, int64_t ldx, bool accumulate) {
   // Narrow register tiles would read the long rows in pieces of a line or two.
-  const int64_t few = exec.kernels->gemm_nr >= kThinColumns ? kThinRows : kGemvRows;
+  const int64_t few = exec.kernels->gemm_nr >= kThinColumns ? kThinRows : 4;
   if (m <= few && format == WeightFormat::f32 && is_panel(w.cols, w.ld))
     return run_thin_dx(exec, m, dy, ldy, w, dx, ldx, accumulate);
   run(exec, {m, w.cols, w.rows, dy, ldy, 1, panel_n(*exec.kernels, format), false, w, dx, ldx, accumulate}, false);
