@@ -195,7 +195,8 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
     const auto advance = [&](vi (*acc)[T]) __attribute__((always_inline)) {
       if constexpr (kStream) {
         unroll<T>([&](auto t) __attribute__((always_inline)) {
-          _mm_prefetch(reinterpret_cast<const char*>(codes[decltype(t)::value] + kAheadBytes), _MM_HINT_T0);
+          if (decltype(t)::value * kLanes % kTileRows == 0)
+            _mm_prefetch(reinterpret_cast<const char*>(codes[decltype(t)::value] + kAheadBytes), _MM_HINT_T0);
         });
       }
       step<F, R, T>(codes, x, ldx, acc);
@@ -261,11 +262,14 @@ void stripe(const GemmI8Args& a, int64_t r0, int64_t n) {
   }
 }
 
-// Few rows: one strip after the other, so that W is one stream.
+// Few rows: one tile of W after the other, so that W is one stream.
 template <WeightFormat F, GroupKind K, int R>
 void stream(const GemmI8Args& a) {
-  constexpr int kSteps = R == 1 ? 4 : 2;
-  for (int64_t r = 0; r < a.rows; r += kLanes) tile<F, K, R, 1, kSteps, true>(a, 0, r, a.rows - r);
+  constexpr int kTileStrips = kTileRows / kLanes, kSteps = (R == 1 ? 4 : 2) / kTileStrips;
+  int64_t r = 0;
+  for (; r + (kTileStrips - 1) * kLanes < a.rows; r += kTileRows)
+    tile<F, K, R, kTileStrips, kSteps, true>(a, 0, r, a.rows - r - (kTileStrips - 1) * kLanes);
+  if (r < a.rows) tile<F, K, R, 1, kSteps, true>(a, 0, r, a.rows - r);
 }
 
 template <WeightFormat F, GroupKind K>
