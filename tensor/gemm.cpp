@@ -183,13 +183,18 @@ int64_t gemv_rows(const KernelTable& k, WeightFormat format) { return is_tiled(f
 // Rows of x at a time. Eight rows of a power of two and the codes of q8 together need more ways than a cache has.
 int64_t gemv_step(WeightFormat format) { return format == WeightFormat::q8 ? kGemvMaxRows - 1 : kGemvMaxRows; }
 
-// Rows of W per chunk of a gemv: long enough to stream, short enough to share.
-int64_t gemv_block(int64_t rows) { return std::clamp<int64_t>(round_up(ceil_div(rows, 16), 64), 64, 512); }
+// Rows of W per chunk where W is read once: every chunk starts a stream anew, so there are few. A row of outputs does not
+// know its chunk, so this grid may depend on the threads.
+int64_t stream_block(int64_t rows, int threads) {
+  return std::max<int64_t>(round_up(ceil_div(rows, 4 * int64_t{threads}), kTileRows), 2 * kTileRows);
+}
 
 void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
               float* y, int64_t ldy, bool accumulate) {
   const GemvFn gemv = gemv_of(*exec.kernels, format);
-  const int64_t block = gemv_block(w.rows), step = ceil_div(m, ceil_div(m, gemv_step(format)));
+  constexpr int64_t kAgain = 256;  // rows that are still in a cache for the next rows of x
+  const int64_t step = ceil_div(m, ceil_div(m, gemv_step(format))), stream = stream_block(w.rows, exec.threads);
+  const int64_t block = step < m ? std::min(stream, kAgain) : stream;
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
     const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
     for (int64_t i = 0; i < m; i += step)
@@ -290,9 +295,8 @@ void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weig
     });
   }
   const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : format == WeightFormat::q4 ? k.gemm_q4_i8 : k.gemm_q2_i8;
-  // A few rows of x stream W once: long chunks, and as many for every thread of a team of up to 16.
-  const int64_t block = m <= kStreamRows ? std::max<int64_t>(round_up(ceil_div(w.rows, 16), kTileRows), 2 * kTileRows)
-                                       : std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
+  const int64_t block = m <= kStreamRows ? stream_block(w.rows, exec.threads)
+                                         : std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
   const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
     const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
