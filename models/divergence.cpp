@@ -70,7 +70,7 @@ std::vector<ScoredSequence> scored_windows(const std::vector<int32_t>& ids, int6
 }
 
 Divergence divergence(Transformer& before, Transformer& after, Context& ctx, const std::vector<ScoredSequence>& sequences,
-                      const std::function<void(int64_t done, int64_t total)>& progress) {
+                      const std::function<void(int64_t done, int64_t total)>& progress, std::optional<Precision> after_precision) {
   const int64_t vocab = before.config().vocab_size;
   if (after.config().vocab_size != vocab)
     throw Error(ErrorCode::input,
@@ -94,7 +94,15 @@ Divergence divergence(Transformer& before, Transformer& after, Context& ctx, con
     batch.n = static_cast<int64_t>(ids.size());
     batch.cu_seqlens = cu.data();
     batch.n_seqs = static_cast<int64_t>(cu.size()) - 1;
-    const Var hidden_before = before.forward(ctx, batch), hidden_after = after.forward(ctx, batch);
+    const auto as_after = [&](const auto& compute) {
+      const Precision own = ctx.precision;
+      ctx.precision = after_precision.value_or(own);
+      const Var y = compute();
+      ctx.precision = own;
+      return y;
+    };
+    const Var hidden_before = before.forward(ctx, batch);
+    const Var hidden_after = as_after([&] { return after.forward(ctx, batch); });
     // Row r predicts token r + 1 of its sequence.
     std::vector<int64_t> rows;
     std::vector<int32_t> owners;
@@ -115,7 +123,8 @@ Divergence divergence(Transformer& before, Transformer& after, Context& ctx, con
         part.t = Tensor::matrix(x.t.f32() + r0 * x.t.cols(), r1 - r0, x.t.cols());
         return part;
       };
-      const Var a = before.logits(ctx, slice(hidden_before)), b = after.logits(ctx, slice(hidden_after));
+      const Var a = before.logits(ctx, slice(hidden_before));
+      const Var b = as_after([&] { return after.logits(ctx, slice(hidden_after)); });
       points.assign(end - begin, {});
       parallel_for(ctx.threads, static_cast<int64_t>(points.size()), [&](int64_t i, int) {
         const int64_t r = rows[begin + at(i)];

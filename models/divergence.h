@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "models/transformer.h"
@@ -35,8 +36,10 @@ struct Divergence {
 };
 
 // Both transformers have the same vocabulary (input otherwise). Sums are double and depend on neither threads nor batching.
+// after_precision: of the products of `after`; without it those of ctx, like the products of `before`.
 Divergence divergence(Transformer& before, Transformer& after, Context& ctx, const std::vector<ScoredSequence>& sequences,
-                      const std::function<void(int64_t done, int64_t total)>& progress = {});
+                      const std::function<void(int64_t done, int64_t total)>& progress = {},
+                      std::optional<Precision> after_precision = {});
 
 // The mean of a.kl - b.kl over the same tokens, with the standard error that treats sequences as the independent units.
 struct PairedDifference {

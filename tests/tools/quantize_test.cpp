@@ -139,6 +139,23 @@ TEST_F(Quantize, ThresholdsAndRefusals) {
   expect_failure(thimble({"quantize", "--model", *dir_ / "loose", "--out", *dir_ / "x", "--method", "rtn", "--eval", "none"}), 5, {"quantized already"});
 }
 
+TEST_F(Quantize, DiffTellsWhatAPrecisionCosts) {
+  const auto diff = [&](std::vector<std::string> more) {
+    std::vector<std::string> args = {"model", "diff", model(), model(), "--tokens", "512", "--ctx", "32", "--json"};
+    args.insert(args.end(), more.begin(), more.end());
+    return expect_json(thimble(args), "thimble.diff/1");
+  };
+  EXPECT_EQ(diff({"--before-as", "q8-g32", "--after-as", "q8-g32"})["kl_mean"], 0);
+  const nlohmann::json act = diff({"--before-as", "q8-g32", "--after-as", "q8-g32", "--after-precision", "int8_act"});
+  EXPECT_EQ(act["precision"], "f32");
+  EXPECT_EQ(act["precision_after"], "int8_act");
+  EXPECT_EQ(act["bytes_before"], act["bytes_after"]);
+  EXPECT_GT(act["kl_mean"], 0);
+  EXPECT_LT(act["kl_mean"], 0.1);
+  EXPECT_GT(diff({"--after-as", "q4-g32"})["kl_mean"], act["kl_mean"]);  // weights of 4 bits cost more than activations of 8
+  EXPECT_EQ(thimble({"model", "diff", model(), model(), "--after-precision", "int4"}).status, 2);
+}
+
 TEST_F(Quantize, PruneKeepsItsCounts) {
   for (const char* method : {"magnitude", "wanda", "sparsegpt"})
     for (const char* sparsity : {"0.5", "2:4"}) {

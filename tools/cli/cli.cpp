@@ -111,12 +111,15 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
   command.add_flag("-v,--verbose", o.verbose, "more words on stderr")->group("Common");
 }
 
+Precision precision_of(const std::string& name) {
+  return name == "bf16" ? Precision::bf16 : name == "int8_act" ? Precision::int8_act : Precision::f32;
+}
+
 Session::Session(const CommonOptions& options)
     : options_(options),
       kernels_(kernel_table_from(options.isa, env_get("KERNEL").value_or(""))),
       threads_(options.threads > 0 ? options.threads : available_threads()),
-      precision_(options.precision == "bf16" ? Precision::bf16
-                 : options.precision == "int8_act" ? Precision::int8_act : Precision::f32),
+      precision_(precision_of(options.precision)),
       budget_(options.ram.empty() ? 0 : parse_bytes(options.ram, "--ram")) {}
 
 std::unique_ptr<Context> Session::make_context() {

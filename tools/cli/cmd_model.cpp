@@ -3,6 +3,7 @@
 
 #include "models/adapter.h"
 #include "models/model.h"
+#include "models/quantize.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -226,7 +227,7 @@ void add_merge(CLI::App& model, Run* run) {
 
 struct DiffOptions {
   CommonOptions common;
-  std::string a, b, text = "self", tokenizer;
+  std::string a, b, text = "self", tokenizer, before_as, after_as, after_precision;
   int64_t tokens = 16384, ctx = 0, stride = 0;
   double max_kl = -1;
 };
@@ -237,6 +238,9 @@ int run_diff(const DiffOptions& o) {
   LoadOptions options;
   options.budget = &session.budget();
   Model a = load_model(o.a, session.kernels(), options), b = load_model(o.b, session.kernels(), options);
+  quantize_model(a, session.kernels(), parse_load_format(o.before_as), &session.budget());
+  quantize_model(b, session.kernels(), parse_load_format(o.after_as), &session.budget());
+  const std::string after_precision = o.after_precision.empty() ? o.common.precision : o.after_precision;
   if (!o.common.quiet)
     for (const Model* m : {&a, &b})
       for (const std::string& w : m->warnings) warn(w);
@@ -244,10 +248,10 @@ int run_diff(const DiffOptions& o) {
   const int64_t stride = o.stride > 0 ? o.stride : o.text == "self" ? length : std::max<int64_t>(1, length / 2);
   const TextSource source{o.text, o.tokens, length, stride, 2 * o.common.seed + 1};
   const Text text = evaluation_text(source, a, o.tokenizer, *ctx, o.common);
-  const Divergence d = measure_quality(a, b, text, *ctx, o.common, "comparison");
+  const Divergence d = measure_quality(a, b, text, *ctx, o.common, "comparison", precision_of(after_precision));
   const bool beyond = o.max_kl >= 0 && !(d.kl_mean <= o.max_kl);
   if (o.common.json) {
-    Json j = {{"schema", "thimble.diff/1"}, {"before", o.a}, {"after", o.b}, {"threads", session.threads()}, {"precision", o.common.precision}};
+    Json j = {{"schema", "thimble.diff/1"}, {"before", o.a}, {"after", o.b}, {"threads", session.threads()}, {"precision", o.common.precision}, {"precision_after", after_precision}};
     put_quality(j, d);
     j["bytes_before"] = a.stored_bytes();
     j["bytes_after"] = b.stored_bytes();
@@ -266,7 +270,8 @@ void add_diff(CLI::App& model, Run* run) {
   CLI::App* command = model.add_subcommand("diff", "how far one model's predictions are from another's");
   command->footer(
       "Example: thimble model diff DIR DIR4 --text wiki.txt --ctx 512 --max-kl 0.05\n"
-      "KL divergence of the next-token distributions, and the share of positions with the same first choice.");
+      "KL divergence of the next-token distributions, and the share of positions with the same first choice.\n"
+      "What int8 activations cost: thimble model diff DIR DIR --before-as q4 --after-as q4 --after-precision int8_act");
   auto o = std::make_shared<DiffOptions>();
   command->add_option("BEFORE", o->a, "the original: directory or llama2.c .bin file")->required();
   command->add_option("AFTER", o->b, "the model that is compared with it")->required();
@@ -275,6 +280,9 @@ void add_diff(CLI::App& model, Run* run) {
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside BEFORE");
   command->add_option("--ctx", o->ctx, "tokens per window; default: the models' positions, at most 512")->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
   command->add_option("--stride", o->stride, "tokens between windows; default: half of --ctx")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--before-as", o->before_as, "pack BEFORE while loading: q8, q4, q2, q4-g32, ...; default: as stored");
+  command->add_option("--after-as", o->after_as, "pack AFTER while loading; default: as stored");
+  command->add_option("--after-precision", o->after_precision, "products of AFTER; default: those of --precision")->check(CLI::IsMember({"f32", "bf16", "int8_act"}));
   command->add_option("--max-kl", o->max_kl, "end with status 7 when the mean KL divergence is larger")->check(CLI::Range(0.0, 1e9));
   add_common_options(*command, o->common);
   command->callback([o, run] { *run = [o] { return run_diff(*o); }; });

@@ -90,12 +90,12 @@ Text evaluation_text(const TextSource& wanted, Model& model, const std::string& 
 }
 
 Divergence measure_quality(Model& before, Model& after, const Text& text, Context& ctx, const CommonOptions& options,
-                           const std::string& what) {
+                           const std::string& what, std::optional<Precision> after_precision) {
   int64_t longest = 1;
   for (const ScoredSequence& s : text.scored) longest = std::max(longest, static_cast<int64_t>(s.ids.size()));
   Transformer a(before, longest), b(after, longest);
   Progress progress(options, what, static_cast<int64_t>(text.scored.size()), "sequences");
-  return divergence(a, b, ctx, text.scored, [&](int64_t done, int64_t) { progress.update(done); });
+  return divergence(a, b, ctx, text.scored, [&](int64_t done, int64_t) { progress.update(done); }, after_precision);
 }
 
 void put_quality(Json& json, const Divergence& d) {

@@ -39,9 +39,9 @@ Text calibration_text(const TextSource& wanted, Model& model, const std::string&
 Text evaluation_text(const TextSource& wanted, Model& model, const std::string& tokenizer, Context& ctx,
                      const CommonOptions& options);
 
-// Measures `after` against `before` with a progress line.
+// Measures `after` against `before` with a progress line. after_precision: as in divergence().
 Divergence measure_quality(Model& before, Model& after, const Text& text, Context& ctx, const CommonOptions& options,
-                           const std::string& what);
+                           const std::string& what, std::optional<Precision> after_precision = {});
 
 // kl_mean ... ppl_stderr, in the order of the contract.
 void put_quality(nlohmann::ordered_json& json, const Divergence& d);
