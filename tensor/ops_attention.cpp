@@ -57,6 +57,8 @@ void rope_backward(Context& ctx, const Node& node) {
 
 namespace {
 
+Arithmetic arithmetic_of(const Context& ctx) { return ctx.precision == Precision::bf16 ? Arithmetic::bf16 : Arithmetic::f32; }
+
 struct AttentionTask {
   int32_t seq, kv_head, row0, rows;
 };
@@ -244,7 +246,7 @@ void cached_attention(Context& ctx, const AttentionSpec& s, const float* q, floa
 }  // namespace
 
 Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
-  THIMBLE_ZONE(attention);
+  const ZoneScope zone(Zone::attention, arithmetic_of(ctx));
   const AttentionSpec& s = *spec;
   count_attention(s, false);
   const int64_t rows = q.t.rows(), cols = s.n_heads * s.head_dim, group = s.n_heads / s.n_kv_heads;
@@ -322,7 +324,7 @@ struct BwdTask {
 }  // namespace
 
 void attention_backward(Context& ctx, const Node& node) {
-  THIMBLE_ZONE(attention_bwd);
+  const ZoneScope zone(Zone::attention_bwd, arithmetic_of(ctx));
   const float* dy = grad_of(ctx, node.out);
   if (!dy) return;
   const AttentionSpec& s = *node.attention;

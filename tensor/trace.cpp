@@ -45,12 +45,13 @@ const char* zone_name(Zone zone) {
 
 std::string zone_row_name(const ZoneKey& key) {
   std::string name = zone_name(key.zone);
-  if (key.product == Product::none) return name;
   static const char* const products[] = {"", "gemv", "gemm", "dx", "dw"};
   static const char* const arithmetics[] = {"f32", "bf16", "int8_act"};
+  const std::string arithmetic = std::string("/") + arithmetics[static_cast<int>(key.arithmetic)];
+  if (key.product == Product::none) return key.arithmetic == Arithmetic::f32 ? name : name + arithmetic;
   name += std::string("/") + products[static_cast<int>(key.product)] + "/" + format_name(key.format);
   if (is_tiled(key.format)) name += key.group > 0 ? "_g" + std::to_string(key.group) : "_row";
-  return name + "/" + arithmetics[static_cast<int>(key.arithmetic)];
+  return name + arithmetic;
 }
 
 Trace::Trace(size_t max_events) : max_events_(max_events) {
@@ -107,6 +108,10 @@ int Trace::product_row(ZoneKey key) {
   } else {
     key.zone = owner_ == Zone::count ? Zone::linear : owner_;
   }
+  return row_of(key);
+}
+
+int Trace::row_of(const ZoneKey& key) {
   for (int r = kZoneCount; r < row_count_; ++r)
     if (rows_[r].key == key) return r;
   if (row_count_ == kMaxRows) return static_cast<int>(key.zone);  // too many kinds: counted with their zone

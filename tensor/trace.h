@@ -31,7 +31,7 @@ struct ZoneKey {
   uint16_t group = 0;                       // of tiles; 0: one per row
   bool operator==(const ZoneKey&) const = default;
 };
-// "norm"; "loss/dw/f32/bf16": zone, product, weight format, arithmetic.
+// "norm"; "attention/bf16"; "loss/dw/f32/bf16": zone, product, weight format, arithmetic.
 std::string zone_row_name(const ZoneKey& key);
 
 struct ZoneRow {
@@ -76,6 +76,7 @@ class Trace {
   friend class ZoneOwner;
   friend void trace_work(double flops, double bytes);
   int product_row(ZoneKey key);
+  int row_of(const ZoneKey& key);
   static constexpr int kMaxRows = 128;
   ZoneRow rows_[kMaxRows];
   int row_count_ = kZoneCount;
@@ -95,6 +96,10 @@ class ZoneScope {
  public:
   explicit ZoneScope(Zone zone) {
     if (tracing()) open(static_cast<int>(zone));
+  }
+  // Work whose multiplications may run in another arithmetic: a row of its own for each.
+  ZoneScope(Zone zone, Arithmetic arithmetic) {
+    if (tracing()) open(arithmetic == Arithmetic::f32 ? static_cast<int>(zone) : t_trace->row_of({zone, Product::none, arithmetic}));
   }
   // A product; its row is named after the outermost open zone, else the owner, whatever key.zone says.
   explicit ZoneScope(const ZoneKey& product) {

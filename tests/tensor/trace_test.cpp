@@ -87,6 +87,7 @@ TEST(Trace, NamesAreDistinctAndSayFormatAndArithmetic) {
   EXPECT_STREQ(zone_name(Zone::embed), "embed");
   EXPECT_STREQ(zone_name(Zone::attention_bwd), "attention_bwd");
   EXPECT_STREQ(zone_name(Zone::sample), "sample");
+  EXPECT_EQ(zone_row_name({Zone::attention, Product::none, Arithmetic::bf16}), "attention/bf16");
   EXPECT_EQ(zone_row_name({Zone::head, Product::gemv, Arithmetic::int8, WeightFormat::q8, 128}),
             "head/gemv/q8_g128/int8_act");
   EXPECT_EQ(zone_row_name({Zone::linear, Product::gemm, Arithmetic::f32, WeightFormat::q4, 0}),
