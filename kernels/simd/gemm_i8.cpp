@@ -192,14 +192,14 @@ void tile(const GemmI8Args& a, int64_t i0, int64_t r0, int64_t n) {
         });
       });
     });
-    const auto advance = [&](vi (*acc)[T]) __attribute__((always_inline)) {
+    const auto advance = [&](vi (*part)[T]) __attribute__((always_inline)) {
       if constexpr (kStream) {
         unroll<T>([&](auto t) __attribute__((always_inline)) {
           if (decltype(t)::value * kLanes % kTileRows == 0)
             _mm_prefetch(reinterpret_cast<const char*>(codes[decltype(t)::value] + kAheadBytes), _MM_HINT_T0);
         });
       }
-      step<F, R, T>(codes, x, ldx, acc);
+      step<F, R, T>(codes, x, ldx, part);
       x += kStepColumns<F>;
       unroll<T>([&](auto t) __attribute__((always_inline)) { codes[decltype(t)::value] += 64; });
     };
