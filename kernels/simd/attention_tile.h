@@ -6,6 +6,7 @@
 #include "kernels/kernel_args.h"
 #include "kernels/simd/bf16.h"
 #include "kernels/simd/math.h"
+#include "kernels/simd/pair_step.h"
 #include "kernels/simd/unroll.h"
 #include "kernels/simd/weights.h"
 
@@ -227,49 +228,6 @@ struct ProductOf {
 };
 using Product = ProductOf<float>;
 
-#if !defined(__AVX512BF16__)
-#if defined(__AVX512F__)
-inline vf low_half(vi v) { return as_float(_mm512_maskz_slli_epi32(0xFFFF, v, 16)); }
-#else
-inline vf low_half(vi v) { return as_float(_mm256_slli_epi32(v, 16)); }
-#endif
-inline vf high_half(vi v) { return as_float(and_i(v, set1_i(-65536))); }
-#endif
-
-// acc += pairs a[r][at] times a row of pairs of B: both halves at once where the tier has vdpbf16ps, otherwise low first.
-template <int R, int V>
-[[gnu::always_inline]] inline void pair_step(vf (&acc)[R][V], const uint32_t* const (&a)[R], int64_t at, const uint32_t* b) {
-#if defined(__AVX512BF16__)
-  vi w[V];
-  unroll<V>([&](auto j) __attribute__((always_inline)) { w[decltype(j)::value] = load_i(b + decltype(j)::value * kLanes); });
-  unroll<R>([&](auto i) __attribute__((always_inline)) {
-    constexpr int r = decltype(i)::value;
-    const vi x = set1_i(static_cast<int32_t>(a[r][at]));
-    unroll<V>([&](auto j) __attribute__((always_inline)) {
-      constexpr int v = decltype(j)::value;
-      acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w[v]));
-    });
-  });
-#else
-  unroll<2>([&](auto half) __attribute__((always_inline)) {
-    vf w[V];
-    unroll<V>([&](auto j) __attribute__((always_inline)) {
-      const vi pairs = load_i(b + decltype(j)::value * kLanes);
-      w[decltype(j)::value] = decltype(half)::value == 0 ? low_half(pairs) : high_half(pairs);
-    });
-    unroll<R>([&](auto i) __attribute__((always_inline)) {
-      constexpr int r = decltype(i)::value;
-      const vi pair = set1_i(static_cast<int32_t>(a[r][at]));
-      const vf x = decltype(half)::value == 0 ? low_half(pair) : high_half(pair);
-      unroll<V>([&](auto j) __attribute__((always_inline)) {
-        constexpr int v = decltype(j)::value;
-        acc[r][v] = madd(x, w[v], acc[r][v]);
-      });
-    });
-  });
-#endif
-}
-
 // kAhead: B is streamed from memory, ask for what comes next.
 template <int R, int V, bool kAhead, class E>
 inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
@@ -304,7 +262,7 @@ inline void product_tile(const ProductOf<E>& p, int64_t col, int64_t last) {
       });
     }
     if constexpr (kPairs<E>) {
-      pair_step(acc, a, at, b);
+      pair_step(acc, [&](int r) __attribute__((always_inline)) { return a[r][at]; }, b);
     } else {
       vf w[V];
       unroll<V>([&](auto j) __attribute__((always_inline)) {

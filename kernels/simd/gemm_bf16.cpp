@@ -3,9 +3,7 @@
 // multiplies both halves at once. Without it they are widened to f32, low half first: correct, at the speed of f32.
 // Every output is one chain; edge tiles run the same chain with fewer accumulators.
 #include "kernels/simd/init.h"
-#include "kernels/simd/simd.h"
-#include "kernels/simd/unroll.h"
-#include "kernels/simd/weights.h"
+#include "kernels/simd/pair_step.h"
 
 namespace thimble::THIMBLE_ISA {
 namespace {
@@ -17,49 +15,6 @@ constexpr int kVectors = 4;
 constexpr int kVectors = 2;
 #endif
 constexpr int64_t kWidth = kVectors * kLanes;
-
-#if !defined(__AVX512BF16__)
-#if defined(__AVX512F__)
-inline vf low_half(vi v) { return as_float(_mm512_maskz_slli_epi32(0xFFFF, v, 16)); }
-#else
-inline vf low_half(vi v) { return as_float(_mm256_slli_epi32(v, 16)); }
-#endif
-inline vf high_half(vi v) { return as_float(and_i(v, set1_i(-65536))); }
-#endif
-
-// acc += a row of the panel times the pairs at a[0], a[row], ...
-template <int R, int V>
-[[gnu::always_inline]] inline void step(vf (&acc)[R][V], const uint32_t* a, int64_t row, const uint32_t* b) {
-#if defined(__AVX512BF16__)
-  vi w[V];
-  unroll<V>([&](auto j) __attribute__((always_inline)) { w[decltype(j)::value] = load_i(b + decltype(j)::value * kLanes); });
-  unroll<R>([&](auto i) __attribute__((always_inline)) {
-    constexpr int r = decltype(i)::value;
-    const vi x = set1_i(static_cast<int32_t>(a[r * row]));
-    unroll<V>([&](auto j) __attribute__((always_inline)) {
-      constexpr int v = decltype(j)::value;
-      acc[r][v] = _mm512_dpbf16_ps(acc[r][v], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w[v]));
-    });
-  });
-#else
-  unroll<2>([&](auto half) __attribute__((always_inline)) {
-    vf w[V];
-    unroll<V>([&](auto j) __attribute__((always_inline)) {
-      const vi pairs = load_i(b + decltype(j)::value * kLanes);
-      w[decltype(j)::value] = decltype(half)::value == 0 ? low_half(pairs) : high_half(pairs);
-    });
-    unroll<R>([&](auto i) __attribute__((always_inline)) {
-      constexpr int r = decltype(i)::value;
-      const vi pair = set1_i(static_cast<int32_t>(a[r * row]));
-      const vf x = decltype(half)::value == 0 ? low_half(pair) : high_half(pair);
-      unroll<V>([&](auto j) __attribute__((always_inline)) {
-        constexpr int v = decltype(j)::value;
-        acc[r][v] = madd(x, w[v], acc[r][v]);
-      });
-    });
-  });
-#endif
-}
 
 // One tile of R rows and V vectors; the last vector holds `last` columns (1..kLanes).
 template <int R, int V>
@@ -83,7 +38,7 @@ void tile(const GemmBf16Args& t, const uint32_t* a, const uint32_t* b, float* c,
   }
   const int64_t row = t.a_row, col = t.a_col, nr = t.nr;
   for (int64_t p = t.k; p > 0; --p) {
-    step<R, V>(acc, a, row, b);
+    pair_step(acc, [&](int r) __attribute__((always_inline)) { return a[r * row]; }, b);
     a += col;
     b += nr;
   }

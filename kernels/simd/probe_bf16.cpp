@@ -33,13 +33,8 @@ void probe_bf16(const ProbeArgs& p) noexcept {
 
 #if defined(__AVX512F__)
 using Register = __m512;
-inline vf high_half(vi v) { return as_float(_mm512_and_si512(v, _mm512_set1_epi32(-65536))); }
-// maskz: g++ 12 warns about an uninitialised read inside its plain _mm512_slli_epi32.
-inline vf low_half(vi v) { return as_float(_mm512_maskz_slli_epi32(0xFFFF, v, 16)); }
 #else
 using Register = __m256;
-inline vf high_half(vi v) { return as_float(_mm256_and_si256(v, _mm256_set1_epi32(-65536))); }
-inline vf low_half(vi v) { return as_float(_mm256_slli_epi32(v, 16)); }
 #endif
 
 void probe_bf16(const ProbeArgs& p) noexcept {
@@ -53,8 +48,8 @@ void probe_bf16(const ProbeArgs& p) noexcept {
     vf acc[kChains];
     unroll<kChains>([&](auto c) __attribute__((always_inline)) { acc[decltype(c)::value] = set1(0.0f); });
     for (int half = 0; half < 2; ++half) {  // one after the other: both pairs of operands would not fit in 16 registers
-      Register x = half == 0 ? low_half(a) : high_half(a);
-      const vf y = half == 0 ? low_half(b) : high_half(b);
+      Register x = half == 0 ? low_bf16(a) : high_bf16(a);
+      const vf y = half == 0 ? low_bf16(b) : high_bf16(b);
       for (int64_t i = 0; i < p.n; ++i) {
         asm volatile("" : "+x"(x));
         unroll<kChains>([&](auto c) __attribute__((always_inline)) {
