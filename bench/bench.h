@@ -20,6 +20,9 @@ struct Run {
   double read_gbs[kTierCount] = {};       // one thread
   int64_t cache_bytes = 0;                // last level; what is cold must exceed it
   int64_t l2_bytes = 0;                   // of one core; what fits runs warm
+
+  // What drivers run on: one thread, and all of them.
+  std::vector<int> thread_counts() const { return threads > 1 ? std::vector<int>{1, threads} : std::vector<int>{1}; }
 };
 enum Peak { kPeakF32, kPeakBf16, kPeakInt8 };
 

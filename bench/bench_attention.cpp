@@ -155,8 +155,7 @@ void whole(benchmark::State& state, const Run& run, const Whole& w, Precision pr
 }  // namespace
 
 void register_attention(const Run& run) {
-  std::vector<int> thread_counts = {1};
-  if (run.threads > 1) thread_counts.push_back(run.threads);
+  const std::vector<int> thread_counts = run.thread_counts();
   const auto add = [](const std::string& name, int threads, const auto& body) {
     benchmark::RegisterBenchmark((name + "/threads=" + std::to_string(threads)).c_str(), body)
         ->UseManualTime()->Unit(benchmark::kMicrosecond);

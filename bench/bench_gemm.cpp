@@ -226,8 +226,7 @@ std::vector<StoredFormat> stored_formats() {
 }  // namespace
 
 void register_gemm(const Run& run) {
-  std::vector<int> thread_counts = {1};
-  if (run.threads > 1) thread_counts.push_back(run.threads);
+  const std::vector<int> thread_counts = run.thread_counts();
   const auto add = [](const std::string& name, auto body) {
     benchmark::RegisterBenchmark(name.c_str(), body)->UseManualTime()->Unit(benchmark::kMillisecond);
   };
@@ -270,8 +269,7 @@ void register_gemm(const Run& run) {
     for (const auto& product : sweeps) {
       const StoredFormat stored = product.first;
       const Precision precision = product.second;
-      const char* const names[] = {"f32", "bf16", "int8_act"};
-      add("driver_sweep_" + stored_format_name(stored) + "/" + names[static_cast<int>(precision)] + at,
+      add("driver_sweep_" + stored_format_name(stored) + "/" + precision_name(precision) + at,
           [=](benchmark::State& s) { sweep(s, run, stored, precision, threads); });
     }
   }

@@ -36,9 +36,6 @@ const char* work_name(ModelWork w) {
          : w == ModelWork::lora   ? "lora"
                                   : "train";
 }
-const char* precision_name(Precision p) {
-  return p == Precision::int8_act ? "int8_act" : p == Precision::bf16 ? "bf16" : "f32";
-}
 
 // One at a time, kept between the benches of a format: filling takes longer than a decode step. A model that learns in
 // all weights is not kept.

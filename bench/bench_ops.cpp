@@ -107,8 +107,7 @@ void measure(benchmark::State& state, const Run& run, int threads, const Traffic
 }  // namespace
 
 void register_ops(const Run& run) {
-  std::vector<int> thread_counts = {1};
-  if (run.threads > 1) thread_counts.push_back(run.threads);
+  const std::vector<int> thread_counts = run.thread_counts();
   const auto add_row = [&](const char* name, const Traffic& traffic, auto body) {
     for (const int threads : thread_counts) {
       const std::string full = std::string("driver_op_") + name + "/threads=" + std::to_string(threads);

@@ -71,8 +71,7 @@ void scan(benchmark::State& state, const Run& run, VectorPrecision precision, in
 }  // namespace
 
 void register_scan(const Run& run) {
-  std::vector<int> thread_counts = {1};
-  if (run.threads > 1) thread_counts.push_back(run.threads);
+  const std::vector<int> thread_counts = run.thread_counts();
   for (const VectorPrecision precision : {VectorPrecision::f32, VectorPrecision::int8, VectorPrecision::binary})
     for (const int threads : thread_counts) {
       const std::string name = std::string("driver_scan_") + vector_precision_name(precision) + "/100000x384/threads=" + std::to_string(threads);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "kernels/kernel_table.h"
 #include "tensor/arena.h"
@@ -13,6 +14,9 @@ class Tape;
 
 // f32: exact products. int8_act: quantized weights multiply int8 activations. bf16: bf16 products, f32 sums.
 enum class Precision : uint8_t { f32, bf16, int8_act };
+const char* precision_name(Precision precision);
+// "f32", "bf16" or "int8_act"; throws usage for anything else.
+Precision precision_of(const std::string& name);
 
 // Sees intermediate values of a forward pass by name: calibration, layer-by-layer checks.
 struct Observer {

@@ -111,10 +111,6 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
   command.add_flag("-v,--verbose", o.verbose, "more words on stderr")->group("Common");
 }
 
-Precision precision_of(const std::string& name) {
-  return name == "bf16" ? Precision::bf16 : name == "int8_act" ? Precision::int8_act : Precision::f32;
-}
-
 Session::Session(const CommonOptions& options)
     : options_(options),
       kernels_(kernel_table_from(options.isa, env_get("KERNEL").value_or(""))),

@@ -25,9 +25,6 @@ struct CommonOptions {
   int verbose = 0;
 };
 
-// "f32", "bf16" or "int8_act", as --precision checks.
-Precision precision_of(const std::string& name);
-
 // Adds --isa --threads --precision --seed --ram --json --quiet -v to a sub-command.
 void add_common_options(CLI::App& command, CommonOptions& options);
 

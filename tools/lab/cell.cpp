@@ -43,13 +43,6 @@ int64_t peak_rss() {
   return int64_t{usage.ru_maxrss} * 1024;
 }
 
-Precision precision_of(const std::string& name) {
-  if (name == "f32") return Precision::f32;
-  if (name == "bf16") return Precision::bf16;
-  if (name == "int8_act") return Precision::int8_act;
-  throw Error(ErrorCode::usage, "precision: there is no \"" + name + "\"", "valid: f32, bf16, int8_act");
-}
-
 // A question whose answer is known, and whose it is.
 struct Asked {
   std::string id, gold;
