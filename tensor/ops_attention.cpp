@@ -119,17 +119,18 @@ void set_rows(const AttentionSpec& s, AttentionArgs* a, const float* q, float* o
   if (a->causal) a->tk = a->q_pos0 + rows;
 }
 
+int64_t count_tasks(const AttentionSpec& s, int64_t rows) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < s.n_seqs; ++i) n += (s.cu_seqlens[i + 1] - s.cu_seqlens[i] + rows - 1) / rows * s.n_kv_heads;
+  return n;
+}
+
 // Rows of a task: enough to pay for packing the keys, few enough that every thread gets several tasks. The bits of a row do
 // not depend on it.
 int64_t task_rows(const Context& ctx, const AttentionSpec& s) {
   const int64_t group = s.n_heads / s.n_kv_heads;
   int64_t rows = std::max<int64_t>(kAttentionBlockQ, 256 / group);
-  const auto tasks = [&] {
-    int64_t n = 0;
-    for (int64_t i = 0; i < s.n_seqs; ++i) n += (s.cu_seqlens[i + 1] - s.cu_seqlens[i] + rows - 1) / rows * s.n_kv_heads;
-    return n;
-  };
-  while (rows > kAttentionBlockQ && tasks() < 8 * ctx.threads) rows /= 2;
+  while (rows > kAttentionBlockQ && count_tasks(s, rows) < 8 * ctx.threads) rows /= 2;
   return rows;
 }
 
@@ -261,8 +262,7 @@ Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec) {
 
   const ArenaScope scope(ctx.scratch);
   const int64_t step = task_rows(ctx, s);
-  int64_t n_tasks = 0;
-  for (int64_t i = 0; i < s.n_seqs; ++i) n_tasks += (s.cu_seqlens[i + 1] - s.cu_seqlens[i] + step - 1) / step * s.n_kv_heads;
+  const int64_t n_tasks = count_tasks(s, step);
   auto* tasks = static_cast<AttentionTask*>(ctx.scratch.allocate(size_t(n_tasks) * sizeof(AttentionTask), "attention tasks"));
   int64_t t = 0;
   for (int64_t i = 0; i < s.n_seqs; ++i) {
