@@ -9,7 +9,7 @@
 #include "models/config.h"
 #include "models/families.h"
 #include "models/io/llama2c.h"
-#include "models/io/safetensors.h"
+#include "models/io/tensor_source.h"
 #include "models/weights.h"
 
 namespace thimble {
@@ -45,7 +45,7 @@ struct Model {
   std::vector<std::string> warnings;  // assumptions made while loading, one line each
 
   WeightStore store;
-  std::vector<std::unique_ptr<SafetensorsSet>> files;
+  std::unique_ptr<TensorSource> source;  // null for llama2.c files, and when every weight was copied
   std::unique_ptr<Llama2cFile> llama2c;
 
   int64_t parameters() const;

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <numeric>
 
-#include "models/io/half.h"
 #include "models/io/json.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -220,9 +219,9 @@ std::string gptq_dynamic_key(const std::string& module, bool quantized) {
   return key + "$";
 }
 
-bool gptq_has(const SafetensorsSet& set, const std::string& module) { return set.has(module + ".qweight"); }
+bool gptq_has(const TensorSource& set, const std::string& module) { return set.has(module + ".qweight"); }
 
-GptqSource gptq_source(const SafetensorsSet& set, const std::string& module) {
+GptqSource gptq_source(const TensorSource& set, const std::string& module) {
   return {module,
           set.view(module + ".qweight"),
           set.view(module + ".qzeros"),
@@ -231,13 +230,13 @@ GptqSource gptq_source(const SafetensorsSet& set, const std::string& module) {
           set.find_view(module + ".bias")};
 }
 
-GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
+CodedLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
   const int bits = config.bits;
   THIMBLE_CHECK(bits == 2 || bits == 3 || bits == 4 || bits == 8);
   expect_matrix(source.qweight, "[in*bits/32, out]");
   expect_matrix(source.qzeros, "[groups, out*bits/32]");
   const std::vector<int64_t>& words = source.qweight.info->shape;
-  GptqLinear l;
+  CodedLinear l;
   l.bits = bits;
   l.out = words[1];
   if (words[0] * 32 % bits != 0)
@@ -327,7 +326,7 @@ GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
   return l;
 }
 
-void crop_gptq(GptqLinear& l, const std::string& module, int64_t out, int64_t in) {
+void crop_gptq(CodedLinear& l, const std::string& module, int64_t out, int64_t in) {
   const auto refuse_crop = [&](const char* what) {
     throw Error(ErrorCode::input,
                 fmt::format("quantized module {} is [{}, {}], its real shape is said to be [{}, {}]: {}",
@@ -387,24 +386,6 @@ GptqPacked pack_gptq(int64_t out, int64_t in, int bits, int64_t group, const uin
       if (o < out) p.scales[index(g * p.out_padded + o)] = scales_f16[o * p.groups + g];
     }
   return p;
-}
-
-float GptqLinear::scale(int64_t o, int64_t g) const {
-  const size_t i = static_cast<size_t>(o * groups + g);
-  return scales_f16.empty() ? scales_f32[i] : io_detail::f16_to_f32(scales_f16[i]);
-}
-
-std::vector<float> GptqLinear::dequantize() const {
-  std::vector<float> w(codes.size());
-  for (int64_t o = 0; o < out; ++o)
-    for (int64_t c = 0; c < in; ++c) {
-      const int64_t g = c / group_size;
-      const int64_t i = perm.empty() ? c : perm[static_cast<size_t>(c)];
-      const int difference =
-          int{codes[static_cast<size_t>(o * in + c)]} - int{zeros[static_cast<size_t>(o * groups + g)]};
-      w[static_cast<size_t>(o * in + i)] = scale(o, g) * static_cast<float>(difference);
-    }
-  return w;
 }
 
 }  // namespace thimble

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "models/io/safetensors.h"
+#include "models/io/coded_linear.h"
 
 namespace thimble {
 
@@ -53,31 +53,14 @@ struct GptqSource {
   TensorView qweight, qzeros, scales, g_idx, bias;
 };
 // True when the set holds <module>.qweight.
-bool gptq_has(const SafetensorsSet& set, const std::string& module);
-GptqSource gptq_source(const SafetensorsSet& set, const std::string& module);
+bool gptq_has(const TensorSource& set, const std::string& module);
+GptqSource gptq_source(const TensorSource& set, const std::string& module);
 
-struct GptqLinear {
-  int64_t out = 0, in = 0;
-  int64_t groups = 0;      // ceil(in / group_size)
-  int64_t group_size = 0;  // column c belongs to group c / group_size; the last group may be short
-  int bits = 0;
-  std::vector<uint8_t> codes;        // [out][in], one code per byte; columns ordered so that groups are contiguous
-  std::vector<uint8_t> zeros;        // [out][groups]
-  std::vector<uint16_t> scales_f16;  // [out][groups]; the bits of the file when it stores F16, else empty
-  std::vector<float> scales_f32;     // [out][groups]; when the file stores BF16 or F32, else empty
-  std::vector<int32_t> perm;         // act-order: column c of codes is input perm[c]; else empty
-  std::vector<float> bias;           // [out] or empty
-
-  float scale(int64_t o, int64_t g) const;
-  // The oracle: scale * (code - zero), [out][in] in the original column order.
-  std::vector<float> dequantize() const;
-};
-
-GptqLinear unpack_gptq(const GptqSource& source, const GptqConfig& config);
+CodedLinear unpack_gptq(const GptqSource& source, const GptqConfig& config);
 
 // Takes away the rows and inputs behind [out, in], which padding added. Throws input, naming the module, when they are
 // not there, or are not padding.
-void crop_gptq(GptqLinear& linear, const std::string& module, int64_t out, int64_t in);
+void crop_gptq(CodedLinear& linear, const std::string& module, int64_t out, int64_t in);
 
 // The packed tensors of one linear, as unpack_gptq reads them. Outputs and inputs are padded with zero points to whole
 // words: *_padded are their numbers then.

@@ -1,6 +1,6 @@
 // The reader half of safetensors.h. The header is read with SAX events into a state machine instead of a JSON tree:
 // memory stays proportional to the number of tensors, whatever the header nests, and nothing unexpected is skipped.
-#include "models/io/safetensors.h"
+#include "models/io/tensor_source.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -540,9 +540,15 @@ TensorView SafetensorsSet::find_view(const std::string& name) const {
   return file ? file->view(name) : TensorView{};
 }
 
-TensorView SafetensorsSet::view(const std::string& name) const {
-  const TensorView v = find_view(name);
-  if (!v) refuse(path_, "tensor " + quote_for_message(name) + ": missing", "does the file belong to this model?");
+uint64_t SafetensorsSet::file_bytes() const {
+  uint64_t n = 0;
+  for (const auto& file : files_) n += file->file_bytes();
+  return n;
+}
+
+TensorView TensorSource::view(const std::string& name) const {
+  TensorView v = find_view(name);
+  if (!v) refuse(path(), "tensor " + quote_for_message(name) + ": missing", "does the file belong to this model?");
   return v;
 }
 

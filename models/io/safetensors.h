@@ -113,37 +113,6 @@ class SafetensorsFile {
   std::unordered_map<std::string, size_t> index_;
 };
 
-// All tensors of a model: a .safetensors file, or a directory with model.safetensors, or with
-// model.safetensors.index.json and its shards. An index is not trusted: shards are plain file names that stay inside
-// the directory, and index and shards must name the same tensors.
-class SafetensorsSet {
- public:
-  explicit SafetensorsSet(const std::string& path);
-
-  // True when the path holds something this class reads; lets callers probe for other formats.
-  static bool present(const std::string& path);
-
-  const std::string& path() const { return path_; }
-  const std::vector<std::string>& names() const { return names_; }  // sorted
-  const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
-  // The metadata of the first file.
-  const std::map<std::string, std::string>& metadata() const { return files_.front()->metadata(); }
-
-  bool has(const std::string& name) const { return where_.count(name) != 0; }
-  const TensorInfo* find(const std::string& name) const;  // nullptr when absent
-  const std::byte* data(const std::string& name) const;   // as SafetensorsFile::data
-  TensorView view(const std::string& name) const;         // throws input when absent
-  TensorView find_view(const std::string& name) const;    // empty when absent
-
- private:
-  const SafetensorsFile* file_of(const std::string& name) const;
-
-  std::string path_;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::vector<std::string> names_;
-  std::unordered_map<std::string, size_t> where_;  // name -> index into files_
-};
-
 // Writes one file through a temporary name (see AtomicFile): declare every tensor, write the bytes of each, finish().
 // Same declarations and bytes give the same file whatever the order of the calls: tensors stand by falling element
 // size, then by name, and the header is padded so that the data starts 8-byte aligned.

@@ -29,7 +29,7 @@ void expect_same_files(const std::string& dir) {
     const size_t at = name.rfind(".qweight");
     if (at == std::string::npos || at + 8 != name.size()) continue;
     const GptqSource source = gptq_source(set, name.substr(0, at));
-    const GptqLinear l = unpack_gptq(source, *config);
+    const CodedLinear l = unpack_gptq(source, *config);
     if (l.scales_f16.empty()) continue;
     const GptqPacked p = pack_gptq(l.out, l.in, l.bits, l.group_size, l.codes.data(), l.zeros.data(), l.scales_f16.data(),
                                    l.perm.empty() ? nullptr : l.perm.data(), config->v2);
@@ -84,14 +84,14 @@ TEST(GptqPack, PaddedShapesAreCutOffAgain) {
         config.group_size = group == in ? -1 : group;
         config.sym = false;
         config.v2 = v2;
-        GptqLinear l = unpack_gptq(gptq_source(set, "m"), config);
+        CodedLinear l = unpack_gptq(gptq_source(set, "m"), config);
         crop_gptq(l, "m", out, in);
         EXPECT_EQ(l.out, out);
         EXPECT_EQ(l.in, in);
         EXPECT_EQ(l.codes, codes);
         EXPECT_EQ(l.zeros, zeros);
         EXPECT_EQ(l.scales_f16, scales);
-        GptqLinear again = unpack_gptq(gptq_source(set, "m"), config);
+        CodedLinear again = unpack_gptq(gptq_source(set, "m"), config);
         expect_error(ErrorCode::input, {"\"m\"", "real shape"}, [&] { crop_gptq(again, "m", out, in + 64); });
         expect_error(ErrorCode::input, {"\"m\"", "real shape"}, [&] { crop_gptq(again, "m", out - 20, in - 40); });
       }

@@ -92,7 +92,7 @@ GptqConfig config_of(int bits, int64_t group_size, bool v2) {
   return c;
 }
 
-void expect_weights(const Plain& p, const GptqLinear& l) {
+void expect_weights(const Plain& p, const CodedLinear& l) {
   const std::vector<float> w = l.dequantize();
   ASSERT_EQ(w.size(), p.codes.size());
   for (int64_t o = 0; o < p.out; ++o)
@@ -117,7 +117,7 @@ TEST(Gptq, HandExample) {
   EXPECT_FALSE(gptq_has(set, "m"));
   GptqConfig config = config_of(4, -1, false);
   config.sym = true;
-  const GptqLinear l = unpack_gptq(gptq_source(set, "l"), config);
+  const CodedLinear l = unpack_gptq(gptq_source(set, "l"), config);
   EXPECT_EQ(l.groups, 1);
   EXPECT_EQ(l.group_size, 8);
   const std::vector<float> w = l.dequantize();
@@ -138,7 +138,7 @@ TEST(Gptq, EveryWidthVersionAndScaleType) {
           p.scale_dtype = scales;
           p.with_g_idx = seed % 2 == 0;
           write_plain(path, p);
-          const GptqLinear l = unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config_of(bits, group_size, v2));
+          const CodedLinear l = unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config_of(bits, group_size, v2));
           EXPECT_EQ(l.out, 64);
           EXPECT_EQ(l.in, 160);
           EXPECT_EQ(l.groups, p.groups);
@@ -158,7 +158,7 @@ TEST(Gptq, ActOrderSortsColumnsIntoGroups) {
   write_plain(path, p);
   GptqConfig config = config_of(4, 32, false);
   config.desc_act = true;
-  const GptqLinear l = unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config);
+  const CodedLinear l = unpack_gptq(gptq_source(SafetensorsSet(path), "l"), config);
   ASSERT_EQ(l.perm.size(), 96u);
   for (size_t c = 0; c < 96; ++c) EXPECT_EQ(p.group[static_cast<size_t>(l.perm[c])], static_cast<int32_t>(c / 32));
   expect_weights(p, l);
@@ -308,7 +308,7 @@ TEST(Gptq, WeightsOfRealPackers) {
     for (const TensorInfo& t : expected.tensors()) {
       if (t.name.rfind("dequant.", 0) != 0) continue;
       const std::string module = t.name.substr(8, t.name.size() - 8 - 7);  // without ".weight"
-      const GptqLinear l = unpack_gptq(gptq_source(model, module), *config);
+      const CodedLinear l = unpack_gptq(gptq_source(model, module), *config);
       ASSERT_EQ(t.shape, (std::vector<int64_t>{l.out, l.in})) << module;
       std::vector<float> want(static_cast<size_t>(t.elements()));
       expected.read_f32(t, want.data());

@@ -1,5 +1,5 @@
 // Rules of the safetensors reader, one by one; round trips; sharded sets; random damage.
-#include "models/io/safetensors.h"
+#include "models/io/tensor_source.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

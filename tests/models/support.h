@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "models/generator.h"
-#include "models/io/safetensors.h"
+#include "models/io/tensor_source.h"
 #include "models/model.h"
 #include "models/sampler.h"
 #include "models/transformer.h"

@@ -1,0 +1,265 @@
+#include "models/loader.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+
+#include "kernels/kernel_table.h"
+#include "tensor/error.h"
+
+namespace thimble {
+namespace {
+
+bool ends_with(const std::string& text, const char* suffix) {
+  const size_t n = std::strlen(suffix);
+  return text.size() >= n && text.compare(text.size() - n, n, suffix) == 0;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+class Loader {
+ public:
+  Loader(Model& model, const KernelTable& kernels, const LoadOptions& options, const Checkpoint& checkpoint)
+      : model_(model), kernels_(kernels), options_(options), set_(*checkpoint.tensors), coded_(checkpoint.coded),
+        rules_(*checkpoint.rules), prefix_(checkpoint.optional_prefix) {}
+
+  void run() {
+    if (coded_) {
+      for (const std::string& w : coded_->warnings()) model_.warnings.push_back(w);
+      model_.quantization = coded_->description();
+    }
+    resolve_tied();
+    model_.weights.layers.resize(static_cast<size_t>(model_.config.n_layers));
+    for (const TensorRule& rule : rules_) {
+      const int64_t copies = role_is_layer(rule.roles[0]) ? model_.config.n_layers : 1;
+      for (int64_t layer = 0; layer < copies; ++layer) load_rule(rule, layer);
+    }
+    refuse_unused();
+  }
+
+ private:
+  // The config may leave it open (or lie) whether the head is tied: a file without a head has a tied one only if the
+  // family or the config says so.
+  void resolve_tied() {
+    for (const TensorRule& rule : rules_)
+      if (rule.roles[0] == Role::lm_head && model_.config.tied) ignored_.insert(find_name(rule_name(rule, 0)));
+  }
+
+  std::string find_name(const std::string& name) const {
+    if (set_.has(name)) return name;
+    const size_t n = std::strlen(prefix_);
+    if (n > 0 && name.compare(0, n, prefix_) == 0 && set_.has(name.substr(n))) return name.substr(n);
+    return {};
+  }
+
+  void load_rule(const TensorRule& rule, int64_t layer) {
+    const std::vector<int64_t> shape = file_shape(model_.config, rule);
+    const std::string wanted = rule_name(rule, layer);
+    if (shape.empty()) return;
+    const std::string name = find_name(wanted);
+    if (name.empty()) {
+      if (coded_ && ends_with(wanted, ".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
+      throw Error(ErrorCode::input, fmt::format("{}: tensor {} is missing: expected shape {}", set_.path(), wanted, shape_text(shape)),
+                  "the file does not hold all weights that config.json promises; download it again or fix config.json");
+    }
+    used_.insert(name);
+    const TensorView view = set_.view(name);
+    if (view.info->shape != shape)
+      throw Error(ErrorCode::input,
+                  fmt::format("{}: tensor {} has shape {}: config.json implies {}", view.file, name,
+                              shape_text(view.info->shape), shape_text(shape)),
+                  "config.json and the weights belong to different models, or one of them is damaged");
+    for (size_t part = 0; part < rule.roles.size(); ++part)
+      load_part(rule, static_cast<int>(part), layer, view, shape);
+  }
+
+  static WeightFormat stored_format(const TensorView& view) {
+    switch (view.info->dtype) {
+      case SafetensorsDtype::f16: return WeightFormat::f16;
+      case SafetensorsDtype::bf16: return WeightFormat::bf16;
+      case SafetensorsDtype::f32:
+      case SafetensorsDtype::f64: return WeightFormat::f32;
+      default: break;
+    }
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: tensor {} has dtype {}: expected F32, F16, BF16 or F64", view.file, view.info->name,
+                            safetensors_dtype_name(view.info->dtype)),
+                "convert the checkpoint to one of these dtypes");
+  }
+
+  void load_part(const TensorRule& rule, int part, int64_t layer, const TensorView& view, const std::vector<int64_t>& shape) {
+    const Role role = rule.roles[static_cast<size_t>(part)];
+    const RoleShape s = role_shape(model_.config, role);
+    Weight& w = model_.weights.at(role, layer);
+    w.rows = s.rows;
+    w.cols = s.cols;
+    const bool vector = shape.size() == 1;
+    const bool transposed = layout_is_transposed(rule.layout);
+    const int64_t features = vector ? s.cols : s.rows, inputs = vector ? 1 : s.cols;
+    const WeightFormat stored = stored_format(view);
+    w.format = vector || options_.trainable ? WeightFormat::f32 : stored;
+    const int64_t size = format_bits(stored) / 8;
+    const bool contiguous = !transposed && rule.layout != Layout::per_head;
+    const int64_t first = source_row(model_.config, rule.layout, part, 0);
+    const std::byte* source = view.data + first * inputs * size;
+    const bool aligned = reinterpret_cast<uintptr_t>(source) % static_cast<uintptr_t>(size) == 0;
+    if (contiguous && aligned && w.format == stored && view.info->dtype != SafetensorsDtype::f64 && !options_.trainable) {
+      w.data = source;
+      return;
+    }
+    // Everything else is copied: row by row into [features, inputs], in the target format.
+    const int64_t out_size = format_bits(w.format) / 8;
+    auto* out = static_cast<std::byte*>(model_.store.allocate(size_t(features * inputs * out_size)));
+    w.data = out;
+    std::vector<float> all;
+    if (w.format != stored || view.info->dtype == SafetensorsDtype::f64) {
+      all.resize(static_cast<size_t>(view.info->elements()));
+      view.read_f32(all.data());
+    }
+    const std::byte* base = all.empty() ? view.data : reinterpret_cast<const std::byte*>(all.data());
+    const int64_t element = all.empty() ? size : 4;
+    const int64_t file_features = vector ? shape[0] : transposed ? shape[1] : shape[0];
+    for (int64_t r = 0; r < features; ++r) {
+      const int64_t from = source_row(model_.config, rule.layout, part, r);
+      std::byte* row = out + r * inputs * element;
+      if (transposed)
+        for (int64_t c = 0; c < inputs; ++c) std::memcpy(row + c * element, base + (c * file_features + from) * element, size_t(element));
+      else
+        std::memcpy(row, base + from * inputs * element, size_t(inputs * element));
+    }
+  }
+
+  // Empty when the checkpoint has no quantized module of that name.
+  std::string find_module(const std::string& module) const {
+    if (coded_->has(module)) return module;
+    const size_t n = std::strlen(prefix_);
+    if (n > 0 && module.compare(0, n, prefix_) == 0 && coded_->has(module.substr(n))) return module.substr(n);
+    return {};
+  }
+
+  bool load_coded(const TensorRule& rule, int64_t layer, const std::string& wanted) {
+    const std::string module = find_module(wanted);
+    if (module.empty()) return false;
+    for (std::string& name : coded_->tensors(module)) used_.insert(std::move(name));
+    const CodedLinear q = coded_->read(module);
+    if (!q.bias.empty() && std::all_of(q.bias.begin(), q.bias.end(), [](float b) { return b == 0; })) used_.insert(module + ".bias");
+    int64_t rows = 0, cols = 0;
+    for (Role role : rule.roles) {
+      rows += role_shape(model_.config, role).rows;
+      cols = role_shape(model_.config, role).cols;
+    }
+    if (q.out != rows || q.in != cols)
+      throw Error(ErrorCode::input,
+                  fmt::format("{}: quantized module {} is [{}, {}]: config.json implies [{}, {}]", set_.path(), module, q.out, q.in, rows, cols),
+                  "config.json and the weights belong to different models, or one of them is damaged");
+    if (q.dense.empty())
+      load_codes(rule, layer, module, q);
+    else
+      load_decoded(rule, layer, q);
+    return true;
+  }
+
+  void load_decoded(const TensorRule& rule, int64_t layer, const CodedLinear& q) {
+    const size_t row = static_cast<size_t>(q.in * format_bits(q.dense_format) / 8);
+    for (size_t part = 0; part < rule.roles.size(); ++part) {
+      const RoleShape s = role_shape(model_.config, rule.roles[part]);
+      Weight& w = model_.weights.at(rule.roles[part], layer);
+      w.rows = s.rows;
+      w.cols = s.cols;
+      w.format = q.dense_format;
+      auto* out = static_cast<std::byte*>(model_.store.allocate(size_t(s.rows) * row));
+      w.data = out;
+      for (int64_t r = 0; r < s.rows; ++r) {
+        const int64_t from = source_row(model_.config, rule.layout, static_cast<int>(part), r);
+        std::memcpy(out + size_t(r) * row, &q.dense[size_t(from) * row], row);
+      }
+    }
+  }
+
+  void load_codes(const TensorRule& rule, int64_t layer, const std::string& module, const CodedLinear& q) {
+    const int64_t group = q.groups == 1 ? 0 : q.group_size;
+    if (group % 8 != 0)
+      throw Error(ErrorCode::unsupported, fmt::format("{}: module {}: groups of {} columns are not supported", set_.path(), module, q.group_size),
+                  "supported: one group per row, and multiples of 8");
+    int32_t* perm = nullptr;
+    if (!q.perm.empty()) {
+      perm = static_cast<int32_t*>(model_.store.allocate(q.perm.size() * sizeof(int32_t)));
+      std::memcpy(perm, q.perm.data(), q.perm.size() * sizeof(int32_t));
+    }
+    WeightFormat format = tile_format(q.bits);
+    if (group % tile_col_align(format) != 0) format = WeightFormat::q4;  // 2 bits in odd multiples of 8
+    const auto in = static_cast<size_t>(q.in), g = static_cast<size_t>(q.groups);
+    for (size_t part = 0; part < rule.roles.size(); ++part) {
+      const Role role = rule.roles[part];
+      const auto n = static_cast<size_t>(role_shape(model_.config, role).rows);
+      // The rows of this part out of [out][count].
+      const auto rows_of = [&](const auto& from, size_t count) {
+        auto to = from;
+        if (from.empty()) return to;
+        to.resize(n * count);
+        for (size_t r = 0; r < n; ++r) {
+          const auto row = static_cast<size_t>(source_row(model_.config, rule.layout, static_cast<int>(part), static_cast<int64_t>(r)));
+          std::copy_n(&from[row * count], count, &to[r * count]);
+        }
+        return to;
+      };
+      const std::vector<uint8_t> codes = rows_of(q.codes, in), zeros = rows_of(q.zeros, g);
+      const std::vector<uint16_t> scales_f16 = rows_of(q.scales_f16, g);
+      const std::vector<float> scales_f32 = rows_of(q.scales_f32, g), mins = rows_of(q.mins, g);
+      TileSource source;
+      source.rows = static_cast<int64_t>(n);
+      source.cols = q.in;
+      source.group = group;
+      source.codes = codes.data();
+      source.scale_f32 = scales_f16.empty();
+      source.scales = source.scale_f32 ? static_cast<const void*>(scales_f32.data()) : scales_f16.data();
+      source.zeros = zeros.empty() ? nullptr : zeros.data();
+      source.mins = mins.empty() ? nullptr : mins.data();
+      source.zero = q.zero;
+      TileStorage tiles = pack_tiles(kernels_, format, source, options_.budget);
+      tiles.weight.perm = perm;
+      model_.weights.at(role, layer) = tiles.weight;
+      model_.store.adopt(std::move(tiles.buffer));
+    }
+  }
+
+  void refuse_unused() {
+    std::string list;
+    int64_t count = 0;
+    for (const std::string& name : set_.names()) {
+      if (used_.count(name) || ignored_.count(name)) continue;
+      if (std::any_of(model_.family->ignored.begin(), model_.family->ignored.end(),
+                      [&](const char* suffix) { return ends_with("." + name, suffix); }))
+        continue;
+      if (++count <= 5) list += (list.empty() ? "" : ", ") + quote_for_message(name);
+    }
+    if (count == 0) return;
+    throw Error(ErrorCode::input,
+                fmt::format("{}: {} tensor{} of the file {} not used by a {} model with this config.json: {}{}", set_.path(), count,
+                            count == 1 ? "" : "s", count == 1 ? "is" : "are", model_.config.family, list, count > 5 ? ", ..." : ""),
+                "config.json and the weights belong to different models");
+  }
+
+  Model& model_;
+  const KernelTable& kernels_;
+  const LoadOptions& options_;
+  const TensorSource& set_;
+  const CodedSource* coded_;
+  const std::vector<TensorRule>& rules_;
+  const char* prefix_;
+  std::set<std::string> used_, ignored_;
+};
+
+}  // namespace
+
+void load_weights(Model& model, const KernelTable& kernels, const LoadOptions& options, const Checkpoint& checkpoint) {
+  Loader(model, kernels, options, checkpoint).run();
+}
+
+}  // namespace thimble
