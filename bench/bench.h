@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/variants.h"
 #include "kernels/kernel_table.h"
 
 namespace thimble::bench {
@@ -14,6 +15,7 @@ namespace thimble::bench {
 struct Run {
   std::vector<Tier> tiers;                // to compare: supported, at or above the cap
   Tier cap = Tier::ref;
+  void (*variant)(KernelTable&) = nullptr;  // a candidate that drivers and models run with (--variant)
   std::string shape;                      // of the model benches (models/shapes.h); other words: the small default
   int threads = 1;                        // of the driver and model benches; slots run on one
   double peak_gflops[3][kTierCount] = {};  // [Peak][tier], one thread
@@ -21,6 +23,12 @@ struct Run {
   int64_t cache_bytes = 0;                // last level; what is cold must exceed it
   int64_t l2_bytes = 0;                   // of one core; what fits runs warm
 
+  // The kernels of drivers and models.
+  KernelTable table() const {
+    KernelTable t = build_kernel_table(cap);
+    if (variant) variant(t);
+    return t;
+  }
   // What drivers run on: one thread, and all of them.
   std::vector<int> thread_counts() const { return threads > 1 ? std::vector<int>{1, threads} : std::vector<int>{1}; }
 };

@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kKvHeads = 8;
 
 void decode(benchmark::State& state, const Run& run, int64_t group, KvType type, int64_t keys, int64_t head_dim, int threads) {
-  Context ctx(build_kernel_table(run.cap), threads, nullptr);
+  Context ctx(run.table(), threads, nullptr);
   KvLayout layout;
   layout.type = type;
   layout.n_kv_heads = kKvHeads;
@@ -97,7 +97,7 @@ const Whole kWhole[] = {
 };
 
 void whole(benchmark::State& state, const Run& run, const Whole& w, Precision precision, bool backward, int threads) {
-  Context ctx(build_kernel_table(run.cap), threads, nullptr);
+  Context ctx(run.table(), threads, nullptr);
   ctx.precision = precision;
   Tape tape;
   if (backward) ctx.tape = &tape;

@@ -21,7 +21,7 @@ namespace {
 void settle() { std::this_thread::sleep_for(std::chrono::milliseconds(2)); }
 
 void gemm_f32(benchmark::State& state, const Run& run, int64_t size, int threads) {
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   const Buffer a = random_floats(size * size, 1), b = random_floats(size * size, 2), c(static_cast<size_t>(size * size) * 4);
   Weight w;
   w.rows = w.cols = size;
@@ -57,7 +57,7 @@ struct ProductShape {
 };
 
 void product(benchmark::State& state, const Run& run, Step step, bool bf16, ProductShape s, int threads) {
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   const Buffer x = random_floats(s.m * s.k, 1), dy = random_floats(s.m * s.n, 2), weight = random_floats(s.n * s.k, 3);
   const Buffer out(static_cast<size_t>(std::max({s.m * s.n, s.m * s.k, s.n * s.k})) * sizeof(float));
   Weight w;
@@ -108,7 +108,7 @@ void product(benchmark::State& state, const Run& run, Step step, bool bf16, Prod
 
 void prefill(benchmark::State& state, const Run& run, const StoredFormat& stored, bool int8_act, int threads) {
   const int64_t m = 256, rows = 5632, cols = 2048;
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   const WeightFormat format = stored.format;
   const RandomWeight w(format, rows, cols, stored.group, 3, stored.kind);
   const Buffer x = random_floats(m * cols, 4), y(static_cast<size_t>(m * rows) * 4);
@@ -132,7 +132,7 @@ void prefill(benchmark::State& state, const Run& run, const StoredFormat& stored
 // us_m1, us_m8 ... times per call, and roof_m8 ... the share of the peak there.
 void sweep(benchmark::State& state, const Run& run, const StoredFormat& stored, Precision precision, int threads) {
   const int64_t rows = 2048, cols = 2048, max_m = 512;
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   const WeightFormat format = stored.format;
   const bool int8_act = precision == Precision::int8_act, bf16 = precision == Precision::bf16;
   const RandomWeight w(format, rows, cols, stored.group, 3, stored.kind);
@@ -188,7 +188,7 @@ void sweep(benchmark::State& state, const Run& run, const StoredFormat& stored, 
 // Weights that together exceed the last-level cache several times, one after another, and a plain read of as many bytes.
 void gemv_cold(benchmark::State& state, const Run& run, WeightFormat format, int64_t group, bool int8_act, int threads) {
   const int64_t rows = 5632, cols = 2048;
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   std::vector<std::unique_ptr<RandomWeight>> weights;
   double stored = 0;
   while (stored < 4.0 * double(run.cache_bytes)) {

@@ -67,7 +67,7 @@ double peak_rss_bytes(bool reset) {
 }
 
 void run_model(benchmark::State& state, const Run& run, const std::string& shape, const Variant& v) {
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   peak_rss_bytes(true);
   const std::shared_ptr<Model> model = model_of(shape, v.format, v.work != ModelWork::full);
   MemoryBudget budget;

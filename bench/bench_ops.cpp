@@ -88,7 +88,7 @@ Var rotate(Data& d) {
 
 template <class Body>
 void measure(benchmark::State& state, const Run& run, int threads, const Traffic& t, const Body& body) {
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   Data data(table, threads);
   const double n = double(kNumel), bytes = n * (t.read + t.written + 2 * t.updated);
   const PlainRead plain(table, threads, bytes, 1, 5, n * t.written, n * t.updated), rest(table, threads, 2.0 * double(run.cache_bytes), 1, 6);

@@ -42,7 +42,7 @@ double recall(const KernelTable& table, VectorPrecision precision, int threads) 
 }
 
 void scan(benchmark::State& state, const Run& run, VectorPrecision precision, int threads) {
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   std::vector<std::unique_ptr<VectorIndex>> indexes;
   for (uint64_t seed : {1, 2}) {
     VectorSet set = random_vectors(seed);

@@ -44,7 +44,7 @@ double zone_seconds() {
 void run_trace(benchmark::State& state, const Run& run, const char* shape, WorkKind kind) {
   Model model = random_model(shape, shape_config(shape), {WeightFormat::q4, 32});
   MemoryBudget budget;
-  const KernelTable table = build_kernel_table(run.cap);
+  const KernelTable table = run.table();
   Context ctx(table, run.threads, &budget);
   ctx.precision = Precision::int8_act;
   WorkOptions options;

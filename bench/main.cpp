@@ -1,5 +1,5 @@
 // thimble_bench: Google Benchmark with this machine's record and measured peaks as context.
-//   --filter RE  --isa TIER  --shape NAME  --threads N  --json OUT   and every --benchmark_* option.
+//   --filter RE  --isa TIER  --shape NAME  --threads N  --variant NAME  --json OUT   and every --benchmark_* option.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 #include <unistd.h>
@@ -22,7 +22,7 @@ namespace {
 constexpr const char* kPreparedFlag = "--prepared";
 
 struct Options {
-  std::string isa, filter, shape, json;
+  std::string isa, filter, shape, json, variant;
   int threads = 0;
   bool prepared = false;
   std::vector<std::string> rest;  // for Google Benchmark
@@ -34,7 +34,8 @@ Options parse(int argc, char** argv) {
     const std::string arg = argv[i];
     const size_t equals = arg.find('=');
     const std::string name = arg.substr(0, equals);
-    const bool known = name == "--isa" || name == "--filter" || name == "--shape" || name == "--json" || name == "--threads";
+    const bool known = name == "--isa" || name == "--filter" || name == "--shape" || name == "--json" || name == "--threads" ||
+                       name == "--variant";
     if (!known) {
       if (arg == kPreparedFlag) o.prepared = true;
       else o.rest.push_back(arg);
@@ -48,6 +49,7 @@ Options parse(int argc, char** argv) {
     if (name == "--filter") o.filter = value;
     if (name == "--shape") o.shape = value;
     if (name == "--json") o.json = value;
+    if (name == "--variant") o.variant = value;
     if (name == "--threads") o.threads = std::atoi(value.c_str());
     if (name == "--threads" && (o.threads < 1 || o.threads > 4096)) throw Error(ErrorCode::usage, "--threads must lie in 1..4096, got " + value);
   }
@@ -142,6 +144,13 @@ int run_benches(int argc, char** argv) {
   const Machine machine = describe_machine();
   for (const Tier t : machine.tiers) {
     if (tier_includes(run.cap, t) || options.isa.empty()) run.tiers.push_back(t);
+  }
+  if (!options.variant.empty()) {
+    const Variant v = find_variant(options.variant);
+    if (!tier_includes(run.cap, v.tier))
+      throw Error(ErrorCode::usage, fmt::format("--variant: {} is compiled for {}, and the tier here is {}", v.name, tier_name(v.tier), tier_name(run.cap)));
+    run.variant = v.init;
+    benchmark::AddCustomContext("variant", v.name);
   }
   run.threads = options.threads > 0 ? options.threads : machine.threads;
   run.l2_bytes = machine.l2_bytes > 0 ? machine.l2_bytes : int64_t{1} << 20;

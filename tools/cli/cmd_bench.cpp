@@ -26,7 +26,7 @@ using bench_tools::Record;
 using bench_tools::Verdict;
 
 struct BenchOptions {
-  std::string filter, isa, shape, json;
+  std::string filter, isa, shape, json, variant;
   int threads = 0;
   CLI::App* command = nullptr;
 };
@@ -46,13 +46,14 @@ int run_benches(const BenchOptions& o) {
   for (const auto& [name, value] : {std::pair<std::string, std::string>{"--filter", o.filter},
                                     {"--isa", o.isa},
                                     {"--shape", o.shape},
+                                    {"--variant", o.variant},
                                     {"--threads", o.threads > 0 ? std::to_string(o.threads) : ""},
                                     {"--json", o.json}})
     if (!value.empty()) arguments.push_back(name + "=" + value);
   for (const std::string& extra : o.command->remaining()) {
     if (extra.rfind("--benchmark_", 0) != 0)
       throw Error(ErrorCode::usage, fmt::format("bench: unknown argument \"{}\"", extra),
-                  "valid: --filter --isa --shape --threads --json, every --benchmark_NAME=VALUE of Google Benchmark, "
+                  "valid: --filter --isa --shape --threads --variant --json, every --benchmark_NAME=VALUE of Google Benchmark, "
                   "or one of compare, roofline");
     arguments.push_back(extra);
   }
@@ -225,6 +226,7 @@ void add_bench(CLI::App& app, Run* run) {
   bench->add_option("--shape", o->shape, "benches whose shape contains this text");
   bench->add_option("--threads", o->threads, "threads of driver and model benches; kernels run on one; default: all")
       ->check(CLI::Range(1, 4096));
+  bench->add_option("--variant", o->variant, "driver and model benches run with this candidate of bench/variants, for example 01");
   bench->add_option("--json", o->json, "write the record to this file when all is measured");
   bench->callback([o, run, bench] {
     if (bench->get_subcommands().empty()) *run = [o] { return run_benches(*o); };
