@@ -22,6 +22,7 @@ struct KernelTable {
   // Blocking of the f32 driver: register tile mr x nr (nr multiple of 16), depth kc (multiple of 128), column block nc.
   int64_t gemm_mr, gemm_nr, gemm_kc, gemm_nc;
   int64_t gemv_tile_rows;  // rows of x up to which reading tiles with gemv, some rows at a time, beats packing them
+  int64_t gemv_dense_rows;  // the same for f32, f16 and bf16, whose rows have to be transposed
   Tier tier;                // the cap
   Tier origin[kSlotCount];  // the tier whose kernel fills the slot
 };

@@ -177,9 +177,8 @@ GemvFn gemv_of(const KernelTable& k, WeightFormat f) {
   }
 }
 
-// Up to here reading W as it is beats packing it: tiles are cheap to unpack again for the next kGemvMaxRows rows of x where
-// registers abound, rows have to be transposed.
-int64_t gemv_rows(const KernelTable& k, WeightFormat format) { return is_tiled(format) ? k.gemv_tile_rows : kGemvMaxRows; }
+// Up to here reading W as it is, some rows of x at a time, beats packing it.
+int64_t gemv_rows(const KernelTable& k, WeightFormat format) { return is_tiled(format) ? k.gemv_tile_rows : k.gemv_dense_rows; }
 // Rows of x at a time. Eight rows of a power of two and the codes of q8 together need more ways than a cache has.
 int64_t gemv_step(WeightFormat format) { return format == WeightFormat::q8 ? kGemvMaxRows - 1 : kGemvMaxRows; }
 
@@ -192,9 +191,9 @@ int64_t stream_block(int64_t rows, int threads) {
 void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
               float* y, int64_t ldy, bool accumulate) {
   const GemvFn gemv = gemv_of(*exec.kernels, format);
-  constexpr int64_t kAgain = 256;  // rows that are still in a cache for the next rows of x
+  const int64_t again = is_tiled(format) ? 256 : 32;  // rows that are still in a cache for the next rows of x
   const int64_t step = ceil_div(m, ceil_div(m, gemv_step(format))), stream = stream_block(w.rows, exec.threads);
-  const int64_t block = step < m ? std::min(stream, kAgain) : stream;
+  const int64_t block = step < m ? std::min(stream, again) : stream;
   parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
     const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
     for (int64_t i = 0; i < m; i += step)

@@ -21,6 +21,7 @@ void gemv(const GemvArgs& a) noexcept {
 
 void init_gemv(KernelTable& t) {
   t.gemv_tile_rows = 4;
+  t.gemv_dense_rows = kGemvMaxRows;
   t.gemv_f32 = gemv<WeightFormat::f32>;
   t.gemv_f16 = gemv<WeightFormat::f16>;
   t.gemv_bf16 = gemv<WeightFormat::bf16>;

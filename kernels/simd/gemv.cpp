@@ -242,6 +242,7 @@ void gemv_tiles(const GemvArgs& a) noexcept {
 
 void init_gemv(KernelTable& t) {
   t.gemv_tile_rows = kLanes == 16 ? 32 : 7;
+  t.gemv_dense_rows = kLanes == 16 ? 2 * kGemvMaxRows : kGemvMaxRows;
   t.gemv_f32 = gemv_rows<WeightFormat::f32>;
   t.gemv_f16 = gemv_rows<WeightFormat::f16>;
   t.gemv_bf16 = gemv_rows<WeightFormat::bf16>;
