@@ -228,6 +228,26 @@ struct ScaleArgs {  // y[i] = alpha * x[i]; y may be x
 };
 using ScaleFn = void (*)(const ScaleArgs&) noexcept;
 
+struct CapArgs {  // softcap: y[i] = cap * tanh(x[i] / cap); clip: y[i] = x[i] held in [-cap, cap]. y may be x, cap > 0
+  int64_t n;
+  float cap;
+  const float* x;
+  float* y;
+};
+using CapFn = void (*)(const CapArgs&) noexcept;
+
+// dx[i] (+)= f' dy[i]. softcap_bwd: v is the forward's y, f' = 1 - (v / cap)²; clip_bwd: v is its x, f' = |v| <= cap.
+// dx may be dy when not accumulating.
+struct CapBwdArgs {
+  int64_t n;
+  float cap;
+  const float* v;
+  const float* dy;
+  float* dx;
+  int32_t accumulate;
+};
+using CapBwdFn = void (*)(const CapBwdArgs&) noexcept;
+
 struct BiasArgs {  // x[r, c] += bias[c]
   int64_t rows, cols;
   float* x;

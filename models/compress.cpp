@@ -428,10 +428,13 @@ class Compressor {
       case Role::q_w:
       case Role::up_w:
         if (c.post_norm) return "not scaled: the residual stream reads the same norm (post-norm); clipped only";
+        if (!c.pre_norm) return "not scaled: it reads the residual stream, without a norm before it; clipped only";
+        if (c.shared_norm) return "not scaled: attention and mlp read the same norm; clipped only";
         if (!c.norm_affine) return "not scaled: the norm before it has no weights; clipped only";
         return {};
       case Role::o_w:
         if (c.q_cols() != c.kv_cols()) return "not scaled: v and o differ in shape (grouped-query attention); clipped only";
+        if (c.qkv_clip > 0) return "not scaled: v is held within bounds; clipped only";
         return plan(Role::v_w, layer).keep ? "not scaled: v is left alone; clipped only" : "";
       case Role::down_w:
         if (!c.gated_mlp && c.activation != Activation::relu)
@@ -498,11 +501,12 @@ class Compressor {
     });
   }
 
-  // v /= s, for a norm's weight or a bias.
-  void divide_vector(Weight& v, const std::vector<float>& scales) {
+  // v /= s, for a norm's weight or a bias. What is multiplied by is v + offset.
+  void divide_vector(Weight& v, const std::vector<float>& scales, double offset = 0) {
     if (!v) return;
     std::vector<float> values(v.f32(), v.f32() + v.numel());
-    for (size_t i = 0; i < values.size(); ++i) values[i] /= scales[i];
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>((double(values[i]) + offset) / double(scales[i]) - offset);
     void* data = model_.store.allocate(values.size() * sizeof(float));
     std::memcpy(data, values.data(), values.size() * sizeof(float));
     v.data = data;
@@ -544,7 +548,7 @@ class Compressor {
         for (int64_t b = 0; b < cols; ++b) grams[i][at(a * cols + b)] /= s[at(a)] * s[at(b)];
       switch (groups_[i].input) {
         case Role::q_w:
-          divide_vector(lw.norm1_w, s);
+          divide_vector(lw.norm1_w, s, config().norm_offset);
           divide_vector(lw.norm1_b, s);
           break;
         case Role::o_w:
@@ -552,7 +556,7 @@ class Compressor {
           divide_vector(lw.v_b, s);
           break;
         case Role::up_w:
-          divide_vector(lw.norm2_w, s);
+          divide_vector(lw.norm2_w, s, config().norm_offset);
           divide_vector(lw.norm2_b, s);
           break;
         default:

@@ -17,12 +17,12 @@ void fill(Role role, int64_t layer, const ModelConfig& config, uint64_t seed, fl
   const std::string name = role_name(role);
   if (role_shape(config, role).vector) {
     const bool norm = name.find("norm") != std::string::npos && name.back() == 'w';
-    std::fill_n(out, n, norm ? 1.0f : 0.0f);
+    std::fill_n(out, n, norm ? static_cast<float>(1 - config.norm_offset) : 0.0f);
     return;
   }
   const bool residual = role == Role::o_w || role == Role::down_w;
   const double deviation = residual ? 0.02 / std::sqrt(2.0 * double(config.n_layers)) : 0.02;
-  Philox rng(seed, kInitStream + (static_cast<uint64_t>(role) << 16) + static_cast<uint64_t>(layer + 1));
+  Philox rng(seed, kInitStream + (role_stream(role) << 16) + static_cast<uint64_t>(layer + 1));
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(deviation * rng.normal());
 }
 

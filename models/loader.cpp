@@ -36,10 +36,8 @@ class Loader {
     }
     resolve_tied();
     model_.weights.layers.resize(static_cast<size_t>(model_.config.n_layers));
-    for (const TensorRule& rule : rules_) {
-      const int64_t copies = role_is_layer(rule.roles[0]) ? model_.config.n_layers : 1;
-      for (int64_t layer = 0; layer < copies; ++layer) load_rule(rule, layer);
-    }
+    for_each_tensor(model_.config, rules_,
+                    [&](const TensorRule& rule, int64_t layer, int64_t block) { load_rule(rule, layer, block); });
     refuse_unused();
   }
 
@@ -58,10 +56,9 @@ class Loader {
     return {};
   }
 
-  void load_rule(const TensorRule& rule, int64_t layer) {
+  void load_rule(const TensorRule& rule, int64_t layer, int64_t block) {
     const std::vector<int64_t> shape = file_shape(model_.config, rule);
-    const std::string wanted = rule_name(rule, layer);
-    if (shape.empty()) return;
+    const std::string wanted = rule_name(rule, layer, block);
     const std::string name = find_name(wanted);
     if (name.empty()) {
       if (coded_ && ends_with(wanted, ".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
@@ -76,7 +73,7 @@ class Loader {
                               shape_text(view.info->shape), shape_text(shape)),
                   "config.json and the weights belong to different models, or one of them is damaged");
     for (size_t part = 0; part < rule.roles.size(); ++part)
-      load_part(rule, static_cast<int>(part), layer, view, shape);
+      load_part(rule, static_cast<int>(part), layer, block, view, shape);
   }
 
   static WeightFormat stored_format(const TensorView& view) {
@@ -93,19 +90,21 @@ class Loader {
                 "convert the checkpoint to one of these dtypes");
   }
 
-  void load_part(const TensorRule& rule, int part, int64_t layer, const TensorView& view, const std::vector<int64_t>& shape) {
+  void load_part(const TensorRule& rule, int part, int64_t layer, int64_t block, const TensorView& view,
+                 const std::vector<int64_t>& shape) {
+    const ModelConfig& config = model_.config;
     const Role role = rule.roles[static_cast<size_t>(part)];
-    const RoleShape s = role_shape(model_.config, role);
+    const RoleShape s = role_shape(config, role);
     Weight& w = model_.weights.at(role, layer);
     w.rows = s.rows;
     w.cols = s.cols;
-    const bool vector = shape.size() == 1;
-    const bool transposed = layout_is_transposed(rule.layout);
-    const int64_t features = vector ? s.cols : s.rows, inputs = vector ? 1 : s.cols;
+    const bool vector = s.vector, transposed = layout_is_transposed(rule.layout);
+    const int64_t blocks = rule_blocks(config, rule);
+    const int64_t features = (vector ? s.cols : s.rows) / blocks, inputs = vector ? 1 : s.cols;
     const WeightFormat stored = stored_format(view);
     w.format = vector || options_.trainable ? WeightFormat::f32 : stored;
     const int64_t size = format_bits(stored) / 8;
-    const bool contiguous = !transposed && rule.layout != Layout::per_head;
+    const bool contiguous = !transposed && blocks == 1 && (rule.layout != Layout::per_head || config.n_kv_heads == 1);
     const int64_t first = source_row(model_.config, rule.layout, part, 0);
     const std::byte* source = view.data + first * inputs * size;
     const bool aligned = reinterpret_cast<uintptr_t>(source) % static_cast<uintptr_t>(size) == 0;
@@ -115,8 +114,8 @@ class Loader {
     }
     // Everything else is copied: row by row into [features, inputs], in the target format.
     const int64_t out_size = format_bits(w.format) / 8;
-    auto* out = static_cast<std::byte*>(model_.store.allocate(size_t(features * inputs * out_size)));
-    w.data = out;
+    if (block == 0) w.data = model_.store.allocate(size_t(blocks * features * inputs * out_size));
+    auto* out = static_cast<std::byte*>(const_cast<void*>(w.data)) + block * features * inputs * out_size;
     std::vector<float> all;
     if (w.format != stored || view.info->dtype == SafetensorsDtype::f64) {
       all.resize(static_cast<size_t>(view.info->elements()));
@@ -124,7 +123,7 @@ class Loader {
     }
     const std::byte* base = all.empty() ? view.data : reinterpret_cast<const std::byte*>(all.data());
     const int64_t element = all.empty() ? size : 4;
-    const int64_t file_features = vector ? shape[0] : transposed ? shape[1] : shape[0];
+    const int64_t file_features = transposed ? shape[1] : shape[0];
     for (int64_t r = 0; r < features; ++r) {
       const int64_t from = source_row(model_.config, rule.layout, part, r);
       std::byte* row = out + r * inputs * element;

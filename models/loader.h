@@ -18,7 +18,7 @@ struct Checkpoint {
 // unused or misshapen; unsupported for dtypes and layouts.
 void load_weights(Model& model, const KernelTable& kernels, const LoadOptions& options, const Checkpoint& checkpoint);
 
-// The shape that a rule's tensor has in the file; empty when the model has no such tensor.
+// The shape that a rule's tensor (one of its blocks) has in the file; empty when the model has no such tensor.
 std::vector<int64_t> file_shape(const ModelConfig& config, const TensorRule& rule);
 
 }  // namespace thimble

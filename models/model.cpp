@@ -44,34 +44,54 @@ int64_t Model::stored_bytes() const {
   return n;
 }
 
-std::string rule_name(const TensorRule& rule, int64_t layer) {
+std::string rule_name(const TensorRule& rule, int64_t layer, int64_t block) {
   std::string name = rule.name;
-  const size_t at = name.find("{}");
-  if (at != std::string::npos) name.replace(at, 2, std::to_string(layer));
+  for (int64_t number : {layer, block}) {
+    const size_t at = name.find("{}");
+    if (at != std::string::npos) name.replace(at, 2, std::to_string(number));
+  }
   return name;
+}
+
+int64_t rule_blocks(const ModelConfig& c, const TensorRule& rule) {
+  if (rule.when && !rule.when(c)) return 0;
+  for (Role role : rule.roles)
+    if (role_shape(c, role).rows == 0) return 0;
+  if (rule.layout != Layout::blocks) return 1;
+  switch (rule.roles[0]) {
+    case Role::q_norm_w: return c.n_heads;
+    case Role::k_norm_w: return c.n_kv_heads;
+    default: return 1;
+  }
 }
 
 int64_t source_row(const ModelConfig& c, Layout layout, int part, int64_t r) {
   switch (layout) {
-    case Layout::plain:
-    case Layout::transposed: return r;
     case Layout::thirds:
-    case Layout::thirds_transposed: return part * c.q_cols() + r;
-    case Layout::per_head: return (r / c.head_dim * 3 + part) * c.head_dim + r % c.head_dim;
+    case Layout::thirds_transposed: return part == 0 ? r : c.q_cols() + (part - 1) * c.kv_cols() + r;
+    case Layout::halves: return part * c.intermediate + r;
+    case Layout::per_head: {
+      const int64_t group = c.n_heads / c.n_kv_heads, head = r / c.head_dim;
+      const int64_t shared = part == 0 ? head / group : head, place = part == 0 ? head % group : group + part - 1;
+      return (shared * (group + 2) + place) * c.head_dim + r % c.head_dim;
+    }
+    default: return r;
   }
-  return r;
 }
 
 std::vector<int64_t> file_shape(const ModelConfig& config, const TensorRule& rule) {
+  const int64_t blocks = rule_blocks(config, rule);
+  if (blocks == 0) return {};
   int64_t rows = 0, cols = 0;
   bool vector = false;
   for (Role role : rule.roles) {
     const RoleShape s = role_shape(config, role);
-    if (s.rows == 0) return {};
     vector = s.vector;
     rows += vector ? s.cols : s.rows;
     cols = s.cols;
   }
+  rows /= blocks;
+  if (rule.layout == Layout::head_rows) return {rows / config.head_dim, config.head_dim};
   if (vector) return {rows};
   return layout_is_transposed(rule.layout) ? std::vector<int64_t>{cols, rows} : std::vector<int64_t>{rows, cols};
 }
@@ -184,16 +204,39 @@ void enable_gradients(Model& model) {
 
 namespace {
 
-bool export_rule(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, ExportWhat what,
-                 ExportedTensor* out) {
+// Where the entries of one part of a file tensor lie in the weight and in the tensor.
+struct Place {
+  Place(const ModelConfig& config, const TensorRule& rule, const std::vector<int64_t>& shape, size_t part, int64_t block)
+      : config_(config), layout_(rule.layout), part_(static_cast<int>(part)), transposed_(layout_is_transposed(rule.layout)) {
+    const RoleShape s = role_shape(config, rule.roles[part]);
+    inputs = s.vector ? 1 : s.cols;
+    features = (s.vector ? s.cols : s.rows) / rule_blocks(config, rule);
+    first = block * features;
+    file_cols_ = transposed_ ? shape[1] : inputs;
+  }
+  int64_t in_weight(int64_t r, int64_t c) const { return (first + r) * inputs + c; }
+  size_t in_file(int64_t r, int64_t c) const {
+    const int64_t row = source_row(config_, layout_, part_, r);
+    return static_cast<size_t>(transposed_ ? c * file_cols_ + row : row * file_cols_ + c);
+  }
+  int64_t features, inputs, first;
+
+ private:
+  const ModelConfig& config_;
+  Layout layout_;
+  int part_;
+  bool transposed_;
+  int64_t file_cols_;
+};
+
+bool export_rule(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, int64_t block,
+                 ExportWhat what, ExportedTensor* out) {
   const std::vector<int64_t> shape = file_shape(model.config, rule);
-  if (shape.empty()) return false;
-  out->name = rule_name(rule, layer);
+  out->name = rule_name(rule, layer, block);
   out->shape = shape;
   int64_t numel = 1;
   for (int64_t d : shape) numel *= d;
   out->data.assign(static_cast<size_t>(numel), 0.0f);
-  const bool transposed = layout_is_transposed(rule.layout), vector = shape.size() == 1;
   for (size_t part = 0; part < rule.roles.size(); ++part) {
     const Weight& w = model.weights.at(rule.roles[part], layer);
     if (!w) return false;
@@ -206,12 +249,9 @@ bool export_rule(const Model& model, const KernelTable& kernels, const TensorRul
     } else if (!w.grad || !w.grad_written) {
       return false;
     }
-    const int64_t features = vector ? w.cols : w.rows, inputs = vector ? 1 : w.cols;
-    for (int64_t r = 0; r < features; ++r) {
-      const int64_t to = source_row(model.config, rule.layout, static_cast<int>(part), r);
-      for (int64_t c = 0; c < inputs; ++c)
-        out->data[static_cast<size_t>(transposed ? c * shape[1] + to : to * inputs + c)] = data[r * inputs + c];
-    }
+    const Place at(model.config, rule, shape, part, block);
+    for (int64_t r = 0; r < at.features; ++r)
+      for (int64_t c = 0; c < at.inputs; ++c) out->data[at.in_file(r, c)] = data[at.in_weight(r, c)];
   }
   return true;
 }
@@ -220,49 +260,39 @@ bool export_rule(const Model& model, const KernelTable& kernels, const TensorRul
 
 void export_tensors(const Model& model, const KernelTable& kernels, ExportWhat what,
                     const std::function<void(const ExportedTensor&)>& fn) {
-  for (const TensorRule& rule : model.family->tensors) {
-    const int64_t copies = role_is_layer(rule.roles[0]) ? model.config.n_layers : 1;
-    for (int64_t layer = 0; layer < copies; ++layer) {
-      ExportedTensor tensor;
-      if (export_rule(model, kernels, rule, layer, what, &tensor)) fn(tensor);
-    }
-  }
+  for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t layer, int64_t block) {
+    ExportedTensor tensor;
+    if (export_rule(model, kernels, rule, layer, block, what, &tensor)) fn(tensor);
+  });
 }
 
 ExportedTensor export_tensor(const Model& model, const KernelTable& kernels, const std::string& name) {
-  ExportedTensor tensor;
-  for (const TensorRule& rule : model.family->tensors) {
-    const int64_t copies = role_is_layer(rule.roles[0]) ? model.config.n_layers : 1;
-    for (int64_t layer = 0; layer < copies; ++layer)
-      if (rule_name(rule, layer) == name && export_rule(model, kernels, rule, layer, ExportWhat::weights, &tensor)) return tensor;
-  }
-  return {};
+  ExportedTensor found;
+  for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t layer, int64_t block) {
+    ExportedTensor tensor;
+    if (rule_name(rule, layer, block) == name && export_rule(model, kernels, rule, layer, block, ExportWhat::weights, &tensor))
+      found = std::move(tensor);
+  });
+  return found;
 }
 
 bool import_tensor(Model& model, const ExportedTensor& tensor) {
-  for (const TensorRule& rule : model.family->tensors) {
-    const int64_t copies = role_is_layer(rule.roles[0]) ? model.config.n_layers : 1;
-    for (int64_t layer = 0; layer < copies; ++layer) {
-      if (rule_name(rule, layer) != tensor.name) continue;
-      const std::vector<int64_t> shape = file_shape(model.config, rule);
-      if (shape.empty()) return false;
-      THIMBLE_CHECK(shape == tensor.shape);
-      const bool transposed = layout_is_transposed(rule.layout), vector = shape.size() == 1;
-      for (size_t part = 0; part < rule.roles.size(); ++part) {
-        Weight& w = model.weights.at(rule.roles[part], layer);
-        THIMBLE_CHECK(w.format == WeightFormat::f32);
-        auto* data = static_cast<float*>(const_cast<void*>(w.data));
-        const int64_t features = vector ? w.cols : w.rows, inputs = vector ? 1 : w.cols;
-        for (int64_t r = 0; r < features; ++r) {
-          const int64_t from = source_row(model.config, rule.layout, static_cast<int>(part), r);
-          for (int64_t c = 0; c < inputs; ++c)
-            data[r * inputs + c] = tensor.data[static_cast<size_t>(transposed ? c * shape[1] + from : from * inputs + c)];
-        }
-      }
-      return true;
+  bool found = false;
+  for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t layer, int64_t block) {
+    if (rule_name(rule, layer, block) != tensor.name) return;
+    const std::vector<int64_t> shape = file_shape(model.config, rule);
+    THIMBLE_CHECK(shape == tensor.shape);
+    for (size_t part = 0; part < rule.roles.size(); ++part) {
+      Weight& w = model.weights.at(rule.roles[part], layer);
+      THIMBLE_CHECK(w.format == WeightFormat::f32);
+      auto* data = static_cast<float*>(const_cast<void*>(w.data));
+      const Place at(model.config, rule, shape, part, block);
+      for (int64_t r = 0; r < at.features; ++r)
+        for (int64_t c = 0; c < at.inputs; ++c) data[at.in_weight(r, c)] = tensor.data[at.in_file(r, c)];
     }
-  }
-  return false;
+    found = true;
+  });
+  return found;
 }
 
 }  // namespace thimble

@@ -80,7 +80,7 @@ SafetensorsDtype dtype_of(const Weight& w) {
 
 // The bytes of a tensor that is not quantized, in the dtype that the model holds it in.
 std::string stored_bytes_of(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, ExportedTensor t) {
-  if (model.config.rope.interleaved && is_query_or_key(rule.roles[0]) && t.shape.size() == 2) {
+  if (moves_rotary_rows(model.config) && is_query_or_key(rule.roles[0]) && t.shape.size() == 2) {
     const std::vector<float> from = t.data;
     const int64_t cols = t.shape[1];
     for (int64_t r = 0; r < t.shape[0]; ++r)
@@ -107,8 +107,9 @@ std::string stored_bytes_of(const Model& model, const KernelTable& kernels, cons
 }  // namespace
 
 int64_t rotary_file_row(const ModelConfig& config, int64_t row) {
-  if (!config.rope.interleaved) return row;
-  const int64_t d = config.head_dim, in_head = row % d;
+  if (!moves_rotary_rows(config)) return row;
+  const int64_t d = config.rope.dims, in_head = row % config.head_dim;
+  if (in_head >= d) return row;
   return row - in_head + (in_head % 2 == 0 ? in_head / 2 : d / 2 + in_head / 2);
 }
 
@@ -122,33 +123,29 @@ int64_t write_compressed(const std::string& dir, const Model& model, const Kerne
   bool symmetric = true, zero_at_zero = false, permuted = false;
   struct Entry {
     const TensorRule* rule;
-    int64_t layer;
+    int64_t layer, block;
     std::optional<WeightSpec> spec;  // of a quantized one
     bool linear;
   };
   std::vector<Entry> entries;
-  for (const TensorRule& rule : model.family->tensors) {
-    const bool of_layer = role_is_layer(rule.roles[0]);
-    for (int64_t l = 0; l < (of_layer ? model.config.n_layers : 1); ++l) {
-      const RoleShape shape = role_shape(model.config, rule.roles[0]);
-      const Weight& w = model.weights.at(rule.roles[0], l);
-      if (shape.rows == 0 || !w) continue;
-      Entry e{&rule, l, std::nullopt, of_layer && !shape.vector};
-      if (is_tiled(w.format)) {
-        const auto r = reports.find({l, rule.roles[0]});
-        THIMBLE_CHECK(r != reports.end() && r->second->bits > 0);
-        e.spec = r->second->weight_spec;
-        auto& vote = votes[e.spec->name()];
-        ++vote.first;
-        vote.second = *e.spec;
-        symmetric = symmetric && e.spec->symmetric;
-        const PackedModule m = unpack_tiles(model, rule, l, *e.spec);
-        zero_at_zero = zero_at_zero || std::count(m.zeros.begin(), m.zeros.end(), 0) > 0;
-        permuted = permuted || m.perm;
-      }
-      entries.push_back(e);
+  for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t l, int64_t block) {
+    const Weight& w = model.weights.at(rule.roles[0], l);
+    if (!w) return;
+    Entry e{&rule, l, block, std::nullopt, role_is_layer(rule.roles[0]) && !role_shape(model.config, rule.roles[0]).vector};
+    if (is_tiled(w.format)) {
+      const auto r = reports.find({l, rule.roles[0]});
+      THIMBLE_CHECK(r != reports.end() && r->second->bits > 0);
+      e.spec = r->second->weight_spec;
+      auto& vote = votes[e.spec->name()];
+      ++vote.first;
+      vote.second = *e.spec;
+      symmetric = symmetric && e.spec->symmetric;
+      const PackedModule m = unpack_tiles(model, rule, l, *e.spec);
+      zero_at_zero = zero_at_zero || std::count(m.zeros.begin(), m.zeros.end(), 0) > 0;
+      permuted = permuted || m.perm;
     }
-  }
+    entries.push_back(e);
+  });
   std::pair<int64_t, WeightSpec> common{0, {}};
   for (const auto& [name, vote] : votes)
     if (vote.first > common.first) common = vote;
@@ -172,7 +169,7 @@ int64_t write_compressed(const std::string& dir, const Model& model, const Kerne
     bytes += n;
   };
   for (const Entry& e : entries) {
-    const std::string name = rule_name(*e.rule, e.layer);
+    const std::string name = rule_name(*e.rule, e.layer, e.block);
     if (!e.spec) {
       const ExportedTensor t = export_tensor(model, kernels, name);
       declare(name, dtype_of(model.weights.at(e.rule->roles[0], e.layer)), t.shape);
@@ -212,7 +209,7 @@ int64_t write_compressed(const std::string& dir, const Model& model, const Kerne
   }
   for (const Entry& e : entries) {
     if (!e.spec) {
-      ExportedTensor t = export_tensor(model, kernels, rule_name(*e.rule, e.layer));
+      ExportedTensor t = export_tensor(model, kernels, rule_name(*e.rule, e.layer, e.block));
       const std::string name = t.name, data = stored_bytes_of(model, kernels, *e.rule, e.layer, std::move(t));
       writer.write(name, data.data(), data.size());
       continue;

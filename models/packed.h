@@ -22,5 +22,9 @@ int64_t write_compressed(const std::string& dir, const Model& model, const Kerne
 // Where row `row` of a query or key matrix of a model with neighbouring rotary pairs (2j, 2j + 1) stands in the order with
 // halves (j, j + head_dim / 2); the row itself for other models.
 int64_t rotary_file_row(const ModelConfig& config, int64_t row);
+// Whether rows move at all: the model's pairs are not those of its family's Hugging Face files.
+inline bool moves_rotary_rows(const ModelConfig& config) {
+  return config.positions == PositionKind::rope && config.rope.interleaved != config.rope.hf_interleaved;
+}
 
 }  // namespace thimble

@@ -157,7 +157,7 @@ Model random_model(const std::string& name, const ShapeConfig& shape, const Stor
     if (role_dims.vector) {
       const std::string role_text = role_name(role);
       const bool norm_weight = role_text.find("norm") != std::string::npos && role_text.back() == 'w';
-      std::fill_n(static_cast<float*>(data), w.cols, norm_weight ? 1.0f : 0.0f);
+      std::fill_n(static_cast<float*>(data), w.cols, norm_weight ? static_cast<float>(1 - m.config.norm_offset) : 0.0f);
       w.data = data;
     } else {
       fill_random(w, data, stream);

@@ -46,36 +46,66 @@ Transformer::Transformer(Model& model, int64_t max_tokens) : model_(model), max_
     throw Error(ErrorCode::unsupported,
                 fmt::format("{}: {} query heads share {} key/value heads; at most {} may share one", model_.path, c.n_heads, c.n_kv_heads, kAttentionMaxGroup),
                 "check num_attention_heads and num_key_value_heads of config.json");
+  if (c.head_dim > kAttentionMaxHeadDim)
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: heads of {} entries; at most {} are supported", model_.path, c.head_dim, kAttentionMaxHeadDim),
+                "check head_dim of config.json");
   if (c.positions == PositionKind::rope) {
-    const RopeFrequencies f = rope_frequencies(c.rope);
-    const size_t half = f.inv_freq.size();
-    cos_.resize(static_cast<size_t>(max_tokens) * half);
-    sin_.resize(cos_.size());
-    for (size_t p = 0; p < static_cast<size_t>(max_tokens); ++p)
-      for (size_t j = 0; j < half; ++j) {
-        const float angle = static_cast<float>(p) * f.inv_freq[j];  // f32, as the reference implementations do
-        cos_[p * half + j] = static_cast<float>(std::cos(double(angle))) * f.attention_factor;
-        sin_[p * half + j] = static_cast<float>(std::sin(double(angle))) * f.attention_factor;
-      }
+    rope_.fill(c.rope, max_tokens);
+    if (c.local_rope) local_rope_.fill(c.rope_local, max_tokens);
   }
   for (int64_t l = 0; l < c.n_layers; ++l) {
     AttentionSpec s;
     s.n_heads = c.n_heads;
     s.n_kv_heads = c.n_kv_heads;
     s.head_dim = c.head_dim;
-    s.window = l >= c.window_from_layer ? c.window : 0;
-    double scale = c.attn_scale_by_head_dim ? 1.0 / std::sqrt(double(c.head_dim)) : 1.0;
+    s.window = c.has_window(l) ? c.window : 0;
+    s.softcap = static_cast<float>(c.attn_softcap);
+    const double divisor = c.query_pre_attn_scalar > 0 ? c.query_pre_attn_scalar : double(c.head_dim);
+    double scale = c.attn_scale_by_head_dim ? 1.0 / std::sqrt(divisor) : 1.0;
     if (c.attn_scale_by_layer) scale /= double(l + 1);
     s.scale = static_cast<float>(scale);
+    if (c.positions == PositionKind::alibi && slopes_.empty()) {
+      slopes_ = alibi_slopes(c.n_heads, c.alibi_bf16);
+      for (float& slope : slopes_)
+        if (c.alibi_scaled) slope *= s.scale;
+    }
+    if (!slopes_.empty()) s.alibi = slopes_.data();
     specs_.push_back(s);
     calls_.push_back({&Transformer::run_layer, this, static_cast<int>(l)});
   }
 }
 
-Var Transformer::norm(Context& ctx, Var x, Weight& w, Weight& b) {
+void Transformer::RopeTables::fill(const RopeConfig& rope, int64_t tokens) {
+  const RopeFrequencies f = rope_frequencies(rope, tokens);
+  const size_t half = f.inv_freq.size();
+  cos.resize(static_cast<size_t>(tokens) * half);
+  sin.resize(cos.size());
+  for (size_t p = 0; p < static_cast<size_t>(tokens); ++p)
+    for (size_t j = 0; j < half; ++j) {
+      const float angle = static_cast<float>(p) * f.inv_freq[j];  // f32, as the reference implementations do
+      cos[p * half + j] = static_cast<float>(std::cos(double(angle))) * f.attention_factor;
+      sin[p * half + j] = static_cast<float>(std::sin(double(angle))) * f.attention_factor;
+    }
+}
+
+Var Transformer::norm(Context& ctx, Var x, Weight& w, Weight& b, bool packs) {
   const auto eps = static_cast<float>(model_.config.norm_eps);
-  if (model_.config.norm == NormKind::rms) return rms_norm(ctx, x, &w, eps);
-  return layer_norm(ctx, x, present(w), present(b), eps);
+  if (model_.config.norm == NormKind::rms) return rms_norm(ctx, x, &w, eps, static_cast<float>(model_.config.norm_offset), packs);
+  return layer_norm(ctx, x, present(w), present(b), eps, packs);
+}
+
+Var Transformer::norm_heads(Context& ctx, Var x, Weight& w, Weight& b) {
+  const ModelConfig& c = model_.config;
+  if (c.qk_norm == QkNorm::none) return x;
+  x = pack(ctx, x);  // the norm reads it again in backward
+  if (c.qk_norm == QkNorm::whole) return norm(ctx, x, w, b, true);
+  const int64_t rows = x.t.rows(), cols = x.t.cols();
+  x.t = Tensor::matrix(x.t.f32(), rows * cols / c.head_dim, c.head_dim);
+  const bool own = c.qk_norm == QkNorm::heads;  // weights of a head's own are multiplied on behind the norm
+  Var y = norm(ctx, x, own ? no_weight_ : w, own ? no_weight_ : b, true);
+  y.t = Tensor::matrix(y.t.f32(), rows, cols);
+  return own ? col_scale(ctx, y, 0, rows, &w) : y;
 }
 
 Var Transformer::project(Context& ctx, int layer, Role role, Var x, Weight& w, Weight& b) {
@@ -134,7 +164,7 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
       Dropout dropout;
       dropout.p = static_cast<float>(s.adapter->dropout());
       dropout.seed = ctx.seed;
-      dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ uint64_t(one.role);
+      dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ role_stream(one.role);
       Weight* own = m.lora_a;
       h = lora_down(ctx, one.input, s.begin, s.end, &own, &m.scale, 1, dropout);
       col[p] = 0;
@@ -183,6 +213,9 @@ void Transformer::place_prefixes(Context& ctx, const Batch& batch) {
   }
   int32_t* lengths = nullptr;
   Weight** owners = nullptr;
+  if (any && c.positions == PositionKind::alibi)
+    throw Error(ErrorCode::unsupported, fmt::format("{}: prefix tuning of a model with alibi is not supported", model_.path),
+                "use LoRA, or prompt tuning");
   if (any) {
     lengths = static_cast<int32_t*>(ctx.saved.allocate(n * sizeof(int32_t), "prefixes"));
     owners = static_cast<Weight**>(ctx.saved.allocate(n * sizeof(Weight*), "prefixes"));
@@ -216,11 +249,15 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
   Projection inputs[] = {{Role::q_w, &w.q_w, &w.q_b, {}, {}}, {Role::k_w, &w.k_w, &w.k_b, {}, {}}, {Role::v_w, &w.v_w, &w.v_b, {}, {}}};
   project_all(ctx, layer, x, inputs, 3);
-  Var q = inputs[0].y, k = inputs[1].y;
+  if (c.qkv_clip > 0)
+    for (Projection& p : inputs) p.y = clip(ctx, pack(ctx, p.y), static_cast<float>(c.qkv_clip));
+  Var q = norm_heads(ctx, inputs[0].y, w.q_norm_w, w.q_norm_b), k = norm_heads(ctx, inputs[1].y, w.k_norm_w, w.k_norm_b);
   Var v = inputs[2].y;
   if (c.positions == PositionKind::rope) {
-    q = rope(ctx, q, c.n_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
-    k = rope(ctx, k, c.n_kv_heads, c.head_dim, c.rope.dims, c.rope.interleaved, cos_.data(), sin_.data(), positions_);
+    const RopeConfig& r = c.rope_of(layer);
+    const RopeTables& t = &r == &c.rope_local ? local_rope_ : rope_;
+    q = rope(ctx, q, c.n_heads, c.head_dim, r.dims, r.interleaved, t.cos.data(), t.sin.data(), positions_);
+    k = rope(ctx, k, c.n_kv_heads, c.head_dim, r.dims, r.interleaved, t.cos.data(), t.sin.data(), positions_);
   }
   q = pack(ctx, q);
   k = pack(ctx, k);
@@ -255,6 +292,11 @@ Var Transformer::mlp_branch(Context& ctx, int layer, Var x) {
   return down;
 }
 
+// x + branch, or x + norm(branch). A norm's output may be of the memory that backward fills again, so the sum needs its own.
+Var Transformer::add_branch(Context& ctx, Var x, Var branch, Weight& w, Weight& b) {
+  return model_.config.branch_norm ? add(ctx, x, norm(ctx, branch, w, b)) : add_into(ctx, x, branch);
+}
+
 Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
   auto& t = *static_cast<Transformer*>(self);
   const ModelConfig& c = t.model_.config;
@@ -265,22 +307,22 @@ Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
     ctx.observe("block", layer, h.t);
     return h;
   }
-  const Var n1 = t.norm(ctx, x, w.norm1_w, w.norm1_b);
+  const Var n1 = c.pre_norm ? t.norm(ctx, x, w.norm1_w, w.norm1_b) : x;
   ctx.observe("norm1", layer, n1.t);
   const Var a = t.attention_branch(ctx, layer, n1);
   if (c.parallel_residual) {
-    const Var n2 = t.norm(ctx, x, w.norm2_w, w.norm2_b);
+    const Var n2 = c.shared_norm || !c.pre_norm ? n1 : t.norm(ctx, x, w.norm2_w, w.norm2_b);
     ctx.observe("norm2", layer, n2.t);
     const Var m = t.mlp_branch(ctx, layer, n2);
-    const Var h = add_into(ctx, add_into(ctx, x, a), m);
+    const Var h = t.add_branch(ctx, t.add_branch(ctx, x, a, w.branch_norm1_w, w.branch_norm1_b), m, w.branch_norm2_w, w.branch_norm2_b);
     ctx.observe("block", layer, h.t);
     return h;
   }
-  const Var h = add_into(ctx, x, a);
+  const Var h = t.add_branch(ctx, x, a, w.branch_norm1_w, w.branch_norm1_b);
   ctx.observe("attention_residual", layer, h.t);
-  const Var n2 = t.norm(ctx, h, w.norm2_w, w.norm2_b);
+  const Var n2 = c.pre_norm ? t.norm(ctx, h, w.norm2_w, w.norm2_b) : h;
   ctx.observe("norm2", layer, n2.t);
-  const Var out = add_into(ctx, h, t.mlp_branch(ctx, layer, n2));
+  const Var out = t.add_branch(ctx, h, t.mlp_branch(ctx, layer, n2), w.branch_norm2_w, w.branch_norm2_b);
   ctx.observe("block", layer, out.t);
   return out;
 }
@@ -346,8 +388,10 @@ Var Transformer::enter(Context& ctx, const Batch& batch) {
   ModelWeights& w = model_.weights;
   Var x = embed(ctx, &w.token_embed, copied ? copied : batch.ids, batch.n);
   if (copied) x = place_prompts(ctx, batch, x);
+  if (c.embed_scale != 1) x = scale(ctx, x, static_cast<float>(c.embed_scale));
   if (c.projected()) x = linear(ctx, x, &w.project_in, nullptr);
   if (c.positions == PositionKind::learned) x = add_positions(ctx, x, &w.pos_embed, positions_, c.position_offset);
+  if (c.embed_norm) x = norm(ctx, x, w.embed_norm_w, w.embed_norm_b);
   ctx.observe("embedding", -1, x.t);
   return x;
 }
@@ -374,6 +418,7 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
   if (c.final_norm) x = norm(ctx, x, w.final_norm_w, w.final_norm_b);
   ctx.observe("final_norm", -1, x.t);
   if (c.projected()) x = linear(ctx, x, &w.project_out, nullptr);
+  if (c.logit_scale != 1) x = scale(ctx, x, static_cast<float>(c.logit_scale));
   if (batch.cache)
     for (int64_t s = 0; s < batch.n_seqs; ++s) batch.cache->advance(s, batch.cu_seqlens[s + 1] - batch.cu_seqlens[s]);
   return x;
@@ -381,14 +426,16 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
 
 Var Transformer::logits(Context& ctx, Var hidden) {
   const ZoneOwner owner(Zone::head);
-  const Var y = linear(ctx, hidden, head_, nullptr);
+  Var y = linear(ctx, hidden, head_, present(model_.weights.lm_head_b));
+  if (model_.config.logit_softcap > 0) y = softcap(ctx, y, static_cast<float>(model_.config.logit_softcap));
   ctx.observe("logits", -1, y.t);
   return y;
 }
 
 double Transformer::loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss,
                          const float* row_weights) {
-  return linear_cross_entropy(ctx, hidden, head_, nullptr, labels, denominator, row_loss, row_weights);
+  return linear_cross_entropy(ctx, hidden, head_, present(model_.weights.lm_head_b), labels, denominator, row_loss, row_weights,
+                              static_cast<float>(model_.config.logit_softcap));
 }
 
 }  // namespace thimble

@@ -28,13 +28,14 @@ struct Batch {
 
 class Transformer {
  public:
-  // max_tokens: longest sequence that forward will be asked for, cached and virtual tokens included.
+  // max_tokens: longest sequence that forward will be asked for, cached and virtual tokens included. Rotary scalings that
+  // follow the length (dynamic, longrope) are set by it.
   Transformer(Model& model, int64_t max_tokens);
 
-  // Hidden state behind the final norm (and projection): [n, embed_dim].
+  // Hidden state behind the final norm (projection, logit scale): [n, embed_dim].
   // Throws input for ids out of range and for sequences beyond max_tokens.
   Var forward(Context& ctx, const Batch& batch, Recompute recompute = Recompute::none);
-  // hidden Wᵀ: [n, vocab]
+  // hidden Wᵀ, with bias and softcap where the model has them: [n, vocab]
   Var logits(Context& ctx, Var hidden);
   // Cross entropy of every row against labels (negative: ignored), divided by denominator.
   // row_weights, when given, are the weights of the rows' losses instead of 1 / denominator.
@@ -58,7 +59,10 @@ class Transformer {
   Var enter(Context& ctx, const Batch& batch);
   Var attention_branch(Context& ctx, int layer, Var x);
   Var mlp_branch(Context& ctx, int layer, Var x);
-  Var norm(Context& ctx, Var x, Weight& w, Weight& b);
+  Var add_branch(Context& ctx, Var x, Var branch, Weight& w, Weight& b);
+  Var norm(Context& ctx, Var x, Weight& w, Weight& b, bool packs = false);
+  // The norm on queries or keys [n, heads * head_dim].
+  Var norm_heads(Context& ctx, Var x, Weight& w, Weight& b);
   // x Wᵀ + b with what the batch's adapters do to this linear.
   Var project(Context& ctx, int layer, Role role, Var x, Weight& w, Weight& b);
   // The same for several linears of one input; LoRA adapters of them read it once.
@@ -77,7 +81,13 @@ class Transformer {
 
   Model& model_;
   int64_t max_tokens_;
-  std::vector<float> cos_, sin_;       // [max_tokens][rope.dims / 2]
+  struct RopeTables {
+    std::vector<float> cos, sin;  // [max_tokens][dims / 2]
+    void fill(const RopeConfig& rope, int64_t tokens);
+  };
+  RopeTables rope_, local_rope_;
+  std::vector<float> slopes_;          // alibi: [n_heads]
+  Weight no_weight_;
   std::vector<AttentionSpec> specs_;   // per layer, filled by forward
   std::vector<BlockCall> calls_;       // per layer
   const int32_t* positions_ = nullptr; // of the running forward

@@ -13,6 +13,24 @@ const char* role_name(Role role) {
 
 bool role_is_layer(Role role) { return role >= Role::norm1_w; }
 
+uint64_t role_stream(Role role) {
+  switch (role) {
+    case Role::token_embed: return 0;
+    case Role::pos_embed: return 1;
+    case Role::project_in: return 2;
+    case Role::project_out: return 3;
+    case Role::lm_head: return 6;
+    case Role::q_w: return 9;
+    case Role::k_w: return 11;
+    case Role::v_w: return 13;
+    case Role::o_w: return 15;
+    case Role::gate_w: return 19;
+    case Role::up_w: return 21;
+    case Role::down_w: return 23;
+    default: return 32 + static_cast<uint64_t>(role);
+  }
+}
+
 Weight& ModelWeights::at(Role role, int64_t layer) {
   switch (role) {
 #define MODEL_ROLE(field, kind) \
@@ -26,7 +44,8 @@ Weight& ModelWeights::at(Role role, int64_t layer) {
 }
 
 RoleShape role_shape(const ModelConfig& c, Role role) {
-  const bool norm_bias = c.norm == NormKind::layer && c.norm_affine;
+  const bool norm_bias = c.norm == NormKind::layer && c.norm_affine && c.norm_bias;
+  const bool norm1 = c.pre_norm || c.post_norm, norm2 = norm1 && !c.shared_norm;
   const auto vector = [](bool present, int64_t n) { return present ? RoleShape{1, n, true} : RoleShape{}; };
   const auto matrix = [](bool present, int64_t rows, int64_t cols) { return present ? RoleShape{rows, cols, false} : RoleShape{}; };
   switch (role) {
@@ -37,8 +56,19 @@ RoleShape role_shape(const ModelConfig& c, Role role) {
     case Role::final_norm_w: return vector(c.final_norm && c.norm_affine, c.hidden);
     case Role::final_norm_b: return vector(c.final_norm && norm_bias, c.hidden);
     case Role::lm_head: return matrix(!c.tied, c.vocab_size, c.embed_dim);
-    case Role::norm1_w: case Role::norm2_w: return vector(c.norm_affine, c.hidden);
-    case Role::norm1_b: case Role::norm2_b: return vector(norm_bias, c.hidden);
+    case Role::lm_head_b: return vector(c.head_bias, c.vocab_size);
+    case Role::embed_norm_w: return vector(c.embed_norm && c.norm_affine, c.hidden);
+    case Role::embed_norm_b: return vector(c.embed_norm && norm_bias, c.hidden);
+    case Role::norm1_w: return vector(norm1 && c.norm_affine, c.hidden);
+    case Role::norm1_b: return vector(norm1 && norm_bias, c.hidden);
+    case Role::norm2_w: return vector(norm2 && c.norm_affine, c.hidden);
+    case Role::norm2_b: return vector(norm2 && norm_bias, c.hidden);
+    case Role::branch_norm1_w: case Role::branch_norm2_w: return vector(c.branch_norm && c.norm_affine, c.hidden);
+    case Role::branch_norm1_b: case Role::branch_norm2_b: return vector(c.branch_norm && norm_bias, c.hidden);
+    case Role::q_norm_w: return vector(c.qk_norm != QkNorm::none, c.qk_norm == QkNorm::head ? c.head_dim : c.q_cols());
+    case Role::k_norm_w: return vector(c.qk_norm != QkNorm::none, c.qk_norm == QkNorm::head ? c.head_dim : c.kv_cols());
+    case Role::q_norm_b: return c.qk_norm_bias ? role_shape(c, Role::q_norm_w) : RoleShape{};
+    case Role::k_norm_b: return c.qk_norm_bias ? role_shape(c, Role::k_norm_w) : RoleShape{};
     case Role::q_w: return matrix(true, c.q_cols(), c.hidden);
     case Role::k_w: case Role::v_w: return matrix(true, c.kv_cols(), c.hidden);
     case Role::o_w: return matrix(true, c.hidden, c.q_cols());

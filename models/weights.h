@@ -19,6 +19,9 @@ enum class Role : int {
 constexpr int kRoleCount = static_cast<int>(Role::count);
 const char* role_name(Role role);
 bool role_is_layer(Role role);
+// The role's number in random streams (initial values, dropout). It does not move when roles are added, so that a seed
+// keeps its meaning.
+uint64_t role_stream(Role role);
 
 struct LayerWeights {
 #define LAYER_ROLE(field, kind) Weight field;

@@ -22,9 +22,9 @@ Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs = false);
 // In training with bf16 products: y, just made by linear, rope, attention or an adapter, is rounded to bf16 in place;
 // Recompute::cheap keeps the 16 bits alone. The gradient passes unchanged. Elsewhere: nothing.
 Var pack(Context& ctx, Var y);
-Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset = 0);
-// w, b may be null.
-Var layer_norm(Context& ctx, Var x, Weight* w, Weight* b, float eps);
+// w, b may be null. packs: as in linear.
+Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset = 0, bool packs = false);
+Var layer_norm(Context& ctx, Var x, Weight* w, Weight* b, float eps, bool packs = false);
 // Rotates in place: x is [M, H*D], the first rot_dim entries of each head; tables [positions][rot_dim / 2].
 Var rope(Context& ctx, Var x, int64_t heads, int64_t head_dim, int64_t rot_dim, bool interleaved, const float* cos_table,
          const float* sin_table, const int32_t* positions);
@@ -35,6 +35,10 @@ Var add(Context& ctx, Var a, Var b);
 // The same in the memory of b, the output of a linear or of its adapters, whose backward does not read it.
 Var add_into(Context& ctx, Var a, Var b);
 Var scale(Context& ctx, Var x, float alpha);
+// cap tanh(x / cap), in place: x is the output of an op whose backward does not read it.
+Var softcap(Context& ctx, Var x, float cap);
+// x held in [-limit, limit]
+Var clip(Context& ctx, Var x, float limit);
 
 // Sequences are packed without padding: sequence s owns the rows [cu_seqlens[s], cu_seqlens[s + 1]). Must outlive backward.
 struct AttentionSpec {
@@ -90,9 +94,9 @@ Var replace_rows(Context& ctx, Var y, int64_t begin, Weight* w);
 // (the number of labels of the whole accumulation group). Runs in row chunks, so logits never exist for the whole batch;
 // with a tape the gradients of hidden and of the head are made in the same pass. Returns the sum of losses / denominator;
 // row_loss [M] receives the losses in nats when not null. row_scale [M], when given, is the weight of a row's loss
-// instead of 1 / denominator: people who share a batch keep denominators of their own.
+// instead of 1 / denominator: people who share a batch keep denominators of their own. softcap: of the logits; 0: none.
 double linear_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias, const int32_t* labels, double denominator,
-                            double* row_loss = nullptr, const float* row_scale = nullptr);
+                            double* row_loss = nullptr, const float* row_scale = nullptr, float softcap = 0);
 
 // What a block keeps for backward: everything; everything but the outputs of norms, activations and gated units, which
 // are made again from what is kept; or its input only, from which the whole block is run again. The gradients have the

@@ -1,4 +1,4 @@
-// Activations f(x) and gated units f(gate) * up. Saved: the inputs.
+// Activations f(x), gated units f(gate) * up, and values held within bounds. Saved: the inputs, or the output of softcap.
 #include "tensor/op_work.h"
 #include "tensor/ops_internal.h"
 
@@ -116,5 +116,63 @@ void gated_backward(Context& ctx, const Node& node) {
   for (int i = 0; i < 2; ++i)
     if (target[i] && target[i] != written[i]) add_rows(ctx, total, target[i], written[i], target[i]);
 }
+
+// In place, since the gradient follows from the output.
+Var softcap(Context& ctx, Var x, float cap) {
+  THIMBLE_ZONE(activation);
+  const int64_t n = x.t.numel();
+  count_elements(n, 20, 8);
+  float* data = x.t.f32();
+  for_elements(ctx, n, [&](int64_t i, int64_t count) { ctx.kernels.softcap({count, cap, data + i, data + i}); });
+  Var y = x;
+  if (ctx.tape && x.id >= 0) {
+    y.id = ctx.tape->add_value(x.t);
+    Node& node = ctx.tape->push(Op::softcap);
+    node.in[0] = x.id;
+    node.out = y.id;
+    node.rows = n;
+    node.attr[0] = cap;
+    node.saved[0] = data;
+  }
+  return y;
+}
+
+Var clip(Context& ctx, Var x, float limit) {
+  THIMBLE_ZONE(activation);
+  const int64_t n = x.t.numel();
+  count_elements(n, 2, 8);
+  const bool recorded = ctx.tape && x.id >= 0;
+  Var y = new_value(ctx, x.t.rows(), x.t.cols(), recorded);
+  const float* in = x.t.f32();
+  float* out = y.t.f32();
+  for_elements(ctx, n, [&](int64_t i, int64_t count) { ctx.kernels.clip({count, limit, in + i, out + i}); });
+  if (recorded) {
+    Node& node = ctx.tape->push(Op::clip);
+    node.in[0] = x.id;
+    node.out = y.id;
+    node.rows = n;
+    node.attr[0] = limit;
+    node.saved[0] = in;
+  }
+  return y;
+}
+
+namespace {
+
+void cap_backward(Context& ctx, const Node& node, CapBwdFn fn) {
+  THIMBLE_ZONE(activation_bwd);
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  count_elements(node.rows, 4, 12);
+  bool accumulate = false;
+  float* dx = grad_target(ctx, node.in[0], &accumulate);
+  for_elements(ctx, node.rows,
+               [&](int64_t i, int64_t n) { fn({n, node.attr[0], node.saved[0] + i, dy + i, dx + i, accumulate}); });
+}
+
+}  // namespace
+
+void softcap_backward(Context& ctx, const Node& node) { cap_backward(ctx, node, ctx.kernels.softcap_bwd); }
+void clip_backward(Context& ctx, const Node& node) { cap_backward(ctx, node, ctx.kernels.clip_bwd); }
 
 }  // namespace thimble

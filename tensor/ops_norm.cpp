@@ -8,13 +8,13 @@
 namespace thimble {
 namespace {
 
-Var norm(Context& ctx, Op op, Var x, Weight* w, Weight* b, float eps, float w_offset) {
+Var norm(Context& ctx, Op op, Var x, Weight* w, Weight* b, float eps, float w_offset, bool packs) {
   THIMBLE_ZONE(norm);
   const int64_t rows = x.t.rows(), cols = x.t.cols();
   const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
   const bool layer = op == Op::layer_norm;
   count_elements(rows * cols, layer ? 8 : 4, 8);
-  Var y = new_cheap_value(ctx, rows, cols, recorded);
+  Var y = (packs ? new_packed_value : new_cheap_value)(ctx, rows, cols, recorded);
   float* mean = recorded && layer ? ctx.saved.floats(rows, "norm statistics") : nullptr;
   float* rstd = recorded ? ctx.saved.floats(rows, "norm statistics") : nullptr;
   const NormFn fn = layer ? ctx.kernels.layer_norm : ctx.kernels.rms_norm;
@@ -92,10 +92,12 @@ void add_partials(Context& ctx, const float* partials, int64_t count, int64_t co
   });
 }
 
-Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset) {
-  return norm(ctx, Op::rms_norm, x, w, nullptr, eps, w_offset);
+Var rms_norm(Context& ctx, Var x, Weight* w, float eps, float w_offset, bool packs) {
+  return norm(ctx, Op::rms_norm, x, w, nullptr, eps, w_offset, packs);
 }
-Var layer_norm(Context& ctx, Var x, Weight* w, Weight* b, float eps) { return norm(ctx, Op::layer_norm, x, w, b, eps, 0); }
+Var layer_norm(Context& ctx, Var x, Weight* w, Weight* b, float eps, bool packs) {
+  return norm(ctx, Op::layer_norm, x, w, b, eps, 0, packs);
+}
 void rms_norm_backward(Context& ctx, const Node& node) { norm_backward(ctx, node); }
 void layer_norm_backward(Context& ctx, const Node& node) { norm_backward(ctx, node); }
 

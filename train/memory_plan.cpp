@@ -145,7 +145,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
     // the writer's buffer and the threads' stacks lie on the heap.
     plan.activations = round_up(int64_t(ctx.saved.peak()), page) + round_up(int64_t(ctx.grads.peak()), page) +
                        round_up(int64_t(ctx.scratch.peak()), page) + round_up(int64_t(ctx.replayed.peak()), page) + kHeap +
-                       2 * shape.length * model.config.rope.dims / 2 * int64_t{sizeof(float)};
+                       shape.length * (model.config.rope.dims + model.config.rope_local.dims) * int64_t{sizeof(float)};
   }
   for (size_t i = 0; i < trained.size(); ++i) *trained[i] = before[i];
   return plan;

@@ -17,6 +17,7 @@ void init_pack(KernelTable& t);
 void init_embed(KernelTable& t);
 void init_activation(KernelTable& t);
 void init_elementwise(KernelTable& t);
+void init_cap(KernelTable& t);
 void init_convert(KernelTable& t);
 void init_norm(KernelTable& t);
 void init_softmax(KernelTable& t);

@@ -25,6 +25,7 @@ void init(KernelTable& t) {
   init_embed(t);
   init_activation(t);
   init_elementwise(t);
+  init_cap(t);
   init_convert(t);
   init_norm(t);
   init_softmax(t);

@@ -1,6 +1,4 @@
 // GPT-NeoX (Pythia): LayerNorm with bias, fused query_key_value per head, partial rotary, parallel or sequential residual.
-#include <fmt/format.h>
-
 #include "models/families.h"
 
 namespace thimble {
@@ -21,14 +19,7 @@ void parse(const JsonObject& json, ModelConfig* c) {
   c->mlp_bias = true;
   c->parallel_residual = json.get_bool("use_parallel_residual", true);
   c->tied = json.get_bool("tie_word_embeddings", false);
-  parse_rope(json, json.has("rotary_emb_base") ? "rotary_emb_base" : "rope_theta", c);
-  double share = json.get_double("rotary_pct", json.get_double("partial_rotary_factor", 0.25, 0, 1), 0, 1);
-  if (auto v5 = json.object("rope_parameters")) share = v5->get_double("partial_rotary_factor", share, 0, 1);
-  const int64_t head_dim = c->hidden / c->n_heads;
-  c->rope.dims = static_cast<int64_t>(double(head_dim) * share);
-  // Zero would be taken for "not given".
-  if (c->rope.dims == 0 && head_dim > 0)
-    json.fail("rotary_pct", fmt::format("a share that leaves rotary dimensions of a head of {}", head_dim));
+  parse_rope(json, json.has("rotary_emb_base") ? "rotary_emb_base" : "rope_theta", c, json.get_double("rotary_pct", 0.25, 0, 1));
 }
 
 }  // namespace

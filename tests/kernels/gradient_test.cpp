@@ -93,6 +93,29 @@ TEST(Gradient, Activations) {
   }
 }
 
+TEST(Gradient, Caps) {
+  const size_t n = 77;
+  const double cap = 1.5;
+  const auto x = normals(n, 1, 2.0f), dy = normals(n, 3);
+  for (const bool soft : {true, false}) {
+    const auto f = [&](double v) { return soft ? cap * std::tanh(v / cap) : std::min(cap, std::max(-cap, v)); };
+    const auto dx = central_differences(x, [&](const std::vector<double>& at) {
+      double sum = 0;
+      for (size_t i = 0; i < n; ++i) sum += f(at[i]) * dy[i];
+      return sum;
+    });
+    on_every_tier([&](const KernelTable& t) {
+      std::vector<float> y(n), got(n);
+      const auto count = static_cast<int64_t>(n);
+      (soft ? t.softcap : t.clip)({count, static_cast<float>(cap), x.data(), y.data()});
+      for (size_t i = 0; i < n; ++i) ASSERT_NEAR(y[i], f(x[i]), 1e-6);
+      const float* v = soft ? y.data() : x.data();
+      (soft ? t.softcap_bwd : t.clip_bwd)({count, static_cast<float>(cap), v, dy.data(), got.data(), 0});
+      expect_near(dx, got.data(), soft ? "softcap" : "clip");
+    });
+  }
+}
+
 TEST(Gradient, Norms) {
   const size_t rows = 3, cols = 21;
   const double eps = 1e-3;

@@ -273,6 +273,77 @@ struct Problem<ScaleFn> {
   Guarded<float> x_, y_;
 };
 
+template <>
+struct Problem<CapFn> {
+  static std::vector<Shape> test_shapes(const SlotInfo&) { return length_shapes(); }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}}), make_shape({{"n", 1 << 22}})};
+  }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign) : soft_(slot.name[0] == 's') {
+    Random random(seed);
+    x_ = normal_buffer(s.dims[0], misalign, random, 2.0f);
+    y_ = Guarded<float>(s.dims[0], misalign);
+  }
+  void run(CapFn fn) { fn({x_.size(), 1.7f, x_.data(), y_.data()}); }
+  std::vector<Output> outputs() const {
+    std::vector<double> tolerance;  // tanh to 2 ulp, and three roundings
+    for (int64_t i = 0; i < y_.size(); ++i) tolerance.push_back(soft_ ? 8 * kRound * std::abs(y_[i]) + kTiny : 0);
+    return {whole_buffer("y", y_, tolerance)};
+  }
+  bool guards_intact() const { return x_.intact() && y_.intact(); }
+  double flops() const { return (soft_ ? 20.0 : 2.0) * static_cast<double>(x_.size()); }
+  double bytes() const { return 8.0 * static_cast<double>(x_.size()); }
+  double written() const { return 4.0 * static_cast<double>(x_.size()); }
+
+ private:
+  bool soft_;
+  Guarded<float> x_, y_;
+};
+
+template <>
+struct Problem<CapBwdFn> {
+  static constexpr float kCap = 1.7f;
+  static std::vector<Shape> test_shapes(const SlotInfo&) {
+    std::vector<Shape> shapes;
+    for (int64_t n : {0, 1, 7, 16, 17, 33, 1000})
+      for (int64_t accumulate : {0, 1}) shapes.push_back(make_shape({{"n", n}, {"acc", accumulate}}));
+    return shapes;
+  }
+  static std::vector<Shape> bench_shapes(const SlotInfo&) {
+    return {make_shape({{"n", 4096}, {"acc", 0}}), make_shape({{"n", 1 << 22}, {"acc", 0}})};
+  }
+  Problem(const SlotInfo& slot, const Shape& s, uint64_t seed, int64_t misalign)
+      : soft_(slot.name[0] == 's'), accumulate_(static_cast<int32_t>(s.dims[1])) {
+    Random random(seed);
+    v_ = normal_buffer(s.dims[0], misalign, random, 2.0f);
+    for (int64_t i = 0; i < v_.size(); i += 5) v_[i] = i % 2 ? kCap : -kCap;
+    for (int64_t i = 0; i < v_.size() && soft_; ++i) v_[i] = std::min(kCap, std::max(-kCap, v_[i]));
+    dy_ = normal_buffer(s.dims[0], misalign, random);
+    dx_ = normal_buffer(s.dims[0], misalign, random);
+    dx0_ = copy_of(dx_);
+  }
+  void run(CapBwdFn fn) {
+    restore(dx_, dx0_);
+    fn({v_.size(), kCap, v_.data(), dy_.data(), dx_.data(), accumulate_});
+  }
+  std::vector<Output> outputs() const {
+    std::vector<double> tolerance;
+    for (int64_t i = 0; i < dx_.size(); ++i)
+      tolerance.push_back(soft_ ? 6 * kRound * std::abs(dy_[i]) + 2 * kRound * std::abs(dx_[i]) + kTiny : 0);
+    return {whole_buffer("dx", dx_, tolerance)};
+  }
+  bool guards_intact() const { return v_.intact() && dy_.intact() && dx_.intact(); }
+  double flops() const { return 4.0 * static_cast<double>(v_.size()); }
+  double bytes() const { return (accumulate_ ? 16.0 : 12.0) * static_cast<double>(v_.size()); }
+  double written() const { return accumulate_ ? 0.0 : 4.0 * static_cast<double>(v_.size()); }
+
+ private:
+  bool soft_;
+  int32_t accumulate_;
+  Guarded<float> v_, dy_, dx_;
+  std::vector<float> dx0_;
+};
+
 // Strides beyond the row for the tests; the long rows of benches lie as those of the ops.
 inline int64_t row_stride(int64_t cols) { return cols < 1024 ? cols + 3 : cols; }
 

@@ -187,15 +187,15 @@ Case tower_case(const char* name, bool recompute) {
 }
 
 Case loss_case(const char* name, int64_t rows, int64_t vocab, bool bias, bool hidden_wanted, bool head_wanted,
-               bool row_weights = false, bool sparse = false) {
+               bool row_weights = false, bool sparse = false, float softcap = 0) {
   std::vector<Leaf> leaves = {value(rows, 12, 31, hidden_wanted), weight(vocab, 12, 32, head_wanted)};
   if (bias) leaves.push_back(weight(1, vocab, 33));
   auto labels = std::make_shared<std::vector<int32_t>>();
   for (int64_t i = 0; i < rows; ++i) labels->push_back((i % 4 == 1) != sparse ? -1 : static_cast<int32_t>(i * 7 % vocab));
   auto weights = std::make_shared<std::vector<float>>(uniform(34, rows));
-  return {name, leaves, [labels, weights, bias, row_weights](Graph& g) {
+  return {name, leaves, [labels, weights, bias, row_weights, softcap](Graph& g) {
             g.loss = linear_cross_entropy(g.ctx, g.x(0), g.w(1), bias ? g.w(2) : nullptr, labels->data(), 5.5, nullptr,
-                                          row_weights ? weights->data() : nullptr);
+                                          row_weights ? weights->data() : nullptr, softcap);
             return Var{};
           }};
 }
@@ -204,6 +204,14 @@ Case loss_case(const char* name, int64_t rows, int64_t vocab, bool bias, bool hi
 Var adapted(Context& ctx, Var y, Var x, int64_t begin, int64_t end, Weight* a, Weight* b, float scale, Dropout dropout) {
   const Var h = lora_down(ctx, x, begin, end, &a, &scale, 1, dropout);
   return lora_up(ctx, y, begin, end, h, 0, b);
+}
+
+// Values that are not within 0.1 of +-limit, where clip has a kink.
+std::vector<float> away_from(float limit, uint64_t seed, int64_t n) {
+  std::vector<float> x = uniform(seed, n);
+  for (float& v : x)
+    if (std::fabs(std::fabs(v) - limit) < 0.1f) v *= 0.5f;
+  return x;
 }
 
 std::vector<Case> cases_of(Op op) {
@@ -315,8 +323,21 @@ std::vector<Case> cases_of(Op op) {
       return {{"scale", {value(3, 9, 1)}, [](Graph& g) { return scale(g.ctx, g.x(0), -1.7f); }},
               {"scale with a second reader", {value(3, 9, 1)},
                [](Graph& g) { return add(g.ctx, scale(g.ctx, g.x(0), -1.7f), activation(g.ctx, g.x(0), Activation::silu)); }}};
+    case Op::softcap:  // works in place, on the output of a linear
+      return {{"softcap", {value(5, 37, 1), weight(19, 37, 2)}, [](Graph& g) {
+                 return softcap(g.ctx, linear(g.ctx, g.x(0), g.w(1), nullptr), 0.8f);
+               }},
+              {"softcap with a second reader", {value(5, 37, 1), weight(19, 37, 2)}, [](Graph& g) {
+                 const Var y = softcap(g.ctx, linear(g.ctx, g.x(0), g.w(1), nullptr), 0.8f);
+                 return add(g.ctx, y, activation(g.ctx, y, Activation::silu));
+               }}};
+    case Op::clip:
+      return {{"clip", {{Kind::value, 5, 37, away_from(0.5f, 1, 185)}}, [](Graph& g) { return clip(g.ctx, g.x(0), 0.5f); }},
+              {"clip with a second reader", {{Kind::value, 5, 37, away_from(0.5f, 1, 185)}},
+               [](Graph& g) { return add(g.ctx, clip(g.ctx, g.x(0), 0.5f), scale(g.ctx, g.x(0), -0.4f)); }}};
     case Op::linear_cross_entropy:
-      return {loss_case("loss", 37, 50, false, true, true), loss_case("loss with bias", 9, 17, true, true, true),
+      return {loss_case("loss of capped logits", 37, 50, true, true, true, false, false, 0.6f), loss_case("loss of few rows, capped", 13, 17, false, true, true, true, true, 0.6f),
+              loss_case("loss", 37, 50, false, true, true), loss_case("loss with bias", 9, 17, true, true, true),
               loss_case("loss, frozen head", 9, 17, false, true, false), loss_case("loss, frozen hidden", 9, 17, false, false, true), loss_case("loss with row weights", 9, 17, true, true, true, true),
               loss_case("loss of few rows", 13, 17, true, true, true, false, true), loss_case("loss of few rows with weights", 13, 17, false, true, true, true, true)};
     case Op::lora_down:

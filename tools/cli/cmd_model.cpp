@@ -34,6 +34,12 @@ Json rope_json(const RopeConfig& r) {
   if (r.scaling == RopeScaling::yarn) {
     j["beta_fast"] = r.beta_fast;
     j["beta_slow"] = r.beta_slow;
+    j["truncate"] = r.truncate;
+    j["attention_factor"] = r.attention_factor;
+  }
+  if (r.scaling == RopeScaling::longrope) {
+    j["short_factor"] = r.short_factors;
+    j["long_factor"] = r.long_factors;
     j["attention_factor"] = r.attention_factor;
   }
   if (r.scaling != RopeScaling::linear) j["original_max_positions"] = r.original_max_positions;
@@ -55,15 +61,33 @@ Json config_json(const ModelConfig& c) {
             {"norm", norm_name(c.norm)},
             {"norm_eps", c.norm_eps},
             {"norm_affine", c.norm_affine},
+            {"norm_bias", c.norm_bias},
+            {"norm_offset", c.norm_offset},
+            {"pre_norm", c.pre_norm},
+            {"branch_norm", c.branch_norm},
             {"post_norm", c.post_norm},
             {"final_norm", c.final_norm},
             {"parallel_residual", c.parallel_residual},
+            {"shared_norm", c.shared_norm},
+            {"embed_norm", c.embed_norm},
+            {"embed_scale", c.embed_scale},
             {"positions", position_name(c.positions)},
             {"position_offset", c.position_offset}};
   j["rope"] = c.positions == PositionKind::rope ? rope_json(c.rope) : Json(nullptr);
+  j["rope_local"] = c.local_rope ? rope_json(c.rope_local) : Json(nullptr);
+  j["alibi_scaled"] = c.alibi_scaled;
+  j["alibi_bf16"] = c.alibi_bf16;
   j["qkv_bias"] = c.qkv_bias;
   j["o_bias"] = c.o_bias;
   j["mlp_bias"] = c.mlp_bias;
+  j["head_bias"] = c.head_bias;
+  j["qk_norm"] = qk_norm_name(c.qk_norm);
+  j["qk_norm_bias"] = c.qk_norm_bias;
+  j["qkv_clip"] = c.qkv_clip;
+  j["attn_softcap"] = c.attn_softcap;
+  j["query_pre_attn_scalar"] = c.query_pre_attn_scalar;
+  j["logit_scale"] = c.logit_scale;
+  j["logit_softcap"] = c.logit_softcap;
   j["gated_mlp"] = c.gated_mlp;
   j["activation"] = activation_name(c.activation);
   j["tied"] = c.tied;
@@ -71,6 +95,10 @@ Json config_json(const ModelConfig& c) {
   j["attn_scale_by_layer"] = c.attn_scale_by_layer;
   j["window"] = c.window;
   j["window_from_layer"] = c.window_from_layer;
+  Json layers = Json::array();
+  for (int64_t l = 0; l < c.n_layers; ++l)
+    if (c.has_window(l)) layers.push_back(l);
+  j["window_layers"] = layers;
   j["bos_id"] = c.bos_id;
   j["eos_ids"] = c.eos_ids;
   return j;
@@ -81,7 +109,7 @@ std::string file_name(const Model& model, Role role, int64_t layer) {
   if (model.llama2c) return "";
   for (const TensorRule& rule : model.family->tensors)
     for (Role part : rule.roles)
-      if (part == role) return rule_name(rule, layer);
+      if (part == role && rule_blocks(model.config, rule) > 0) return rule_name(rule, layer);
   return "";
 }
 

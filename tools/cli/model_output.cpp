@@ -17,7 +17,7 @@ namespace {
 void order_rotary_rows(const ModelConfig& config, ExportedTensor* t) {
   const bool rotary =
       t->name.find(".q_proj.weight") != std::string::npos || t->name.find(".k_proj.weight") != std::string::npos;
-  if (!config.rope.interleaved || !rotary) return;
+  if (!moves_rotary_rows(config) || !rotary) return;
   const int64_t cols = t->shape[1];
   const std::vector<float> from = t->data;
   for (int64_t r = 0; r < t->shape[0]; ++r)
