@@ -125,6 +125,12 @@ RopeFrequencies rope_frequencies(const RopeConfig& r, int64_t tokens) {
   return f;
 }
 
+bool rope_changes(const ModelConfig& c, int64_t tokens, int64_t others) {
+  if (c.positions != PositionKind::rope) return false;
+  const auto differ = [&](const RopeConfig& r) { return rope_frequencies(r, tokens).inv_freq != rope_frequencies(r, others).inv_freq; };
+  return differ(c.rope) || (c.local_rope && differ(c.rope_local));
+}
+
 std::vector<float> alibi_slopes(int64_t n_heads, bool to_bf16) {
   int64_t power = 1;
   while (2 * power <= n_heads) power *= 2;

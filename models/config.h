@@ -34,6 +34,7 @@ struct RopeConfig {
   // The frequencies follow from the length of the text. It is decided once per request, by what the request may grow to
   // (Transformer's max_tokens), since a cache cannot be turned to other frequencies.
   bool depends_on_length() const { return scaling == RopeScaling::dynamic || scaling == RopeScaling::longrope; }
+  bool operator==(const RopeConfig&) const = default;
 };
 
 struct ModelConfig {
@@ -93,6 +94,7 @@ struct ModelConfig {
   bool projected() const { return embed_dim != hidden; }
   int64_t q_cols() const { return n_heads * head_dim; }
   int64_t kv_cols() const { return n_kv_heads * head_dim; }
+  bool operator==(const ModelConfig&) const = default;
 };
 
 const char* activation_name(Activation a);
@@ -111,6 +113,9 @@ struct RopeFrequencies {
   float attention_factor = 1;
 };
 RopeFrequencies rope_frequencies(const RopeConfig& rope, int64_t tokens);
+
+// Whether texts of the two lengths turn by different frequencies.
+bool rope_changes(const ModelConfig& config, int64_t tokens, int64_t others);
 
 // The slopes of the heads (Press et al., 2022): 2^(-8 (h + 1) / n) for a power of two n; for other counts those of the
 // power below, then every other one of the power above.

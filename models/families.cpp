@@ -217,7 +217,7 @@ void parse_rope(const JsonObject& json, const char* theta_key, ModelConfig* c, d
   parse_rope_settings(json, s ? &*s : nullptr, *c, share, &c->rope);
 }
 
-std::vector<TensorRule> llama_rules(std::vector<TensorRule> more) {
+std::vector<TensorRule> llama_rules(std::vector<TensorRule> more, bool mlp) {
   std::vector<TensorRule> rules = {
       {"model.embed_tokens.weight", Layout::plain, {Role::token_embed}},
       {"model.layers.{}.input_layernorm.weight", Layout::plain, {Role::norm1_w}},
@@ -230,16 +230,19 @@ std::vector<TensorRule> llama_rules(std::vector<TensorRule> more) {
       {"model.layers.{}.self_attn.v_proj.bias", Layout::plain, {Role::v_b}},
       {"model.layers.{}.self_attn.o_proj.weight", Layout::plain, {Role::o_w}},
       {"model.layers.{}.self_attn.o_proj.bias", Layout::plain, {Role::o_b}},
-      {"model.layers.{}.mlp.gate_proj.weight", Layout::plain, {Role::gate_w}},
-      {"model.layers.{}.mlp.gate_proj.bias", Layout::plain, {Role::gate_b}},
-      {"model.layers.{}.mlp.up_proj.weight", Layout::plain, {Role::up_w}},
-      {"model.layers.{}.mlp.up_proj.bias", Layout::plain, {Role::up_b}},
-      {"model.layers.{}.mlp.down_proj.weight", Layout::plain, {Role::down_w}},
-      {"model.layers.{}.mlp.down_proj.bias", Layout::plain, {Role::down_b}},
       {"model.norm.weight", Layout::plain, {Role::final_norm_w}},
       {"model.norm.bias", Layout::plain, {Role::final_norm_b}},
       {"lm_head.weight", Layout::plain, {Role::lm_head}},
   };
+  if (mlp)
+    rules.insert(rules.end(), {
+          {"model.layers.{}.mlp.gate_proj.weight", Layout::plain, {Role::gate_w}},
+          {"model.layers.{}.mlp.gate_proj.bias", Layout::plain, {Role::gate_b}},
+          {"model.layers.{}.mlp.up_proj.weight", Layout::plain, {Role::up_w}},
+          {"model.layers.{}.mlp.up_proj.bias", Layout::plain, {Role::up_b}},
+          {"model.layers.{}.mlp.down_proj.weight", Layout::plain, {Role::down_w}},
+          {"model.layers.{}.mlp.down_proj.bias", Layout::plain, {Role::down_b}},
+    });
   rules.insert(rules.end(), more.begin(), more.end());
   return rules;
 }

@@ -65,8 +65,8 @@ double round_to_dtype(const JsonObject& json, double x);
 // Refuses (unsupported) a switch that is set.
 void refuse_if_set(const JsonObject& json, const char* key, const char* what);
 // Llama's names for what most families have under them, biases included: embeddings, projections, input_layernorm, the
-// final norm, the head. `more` are the others.
-std::vector<TensorRule> llama_rules(std::vector<TensorRule> more);
+// final norm, the head. `more` are the others, with those of the mlp when its names differ.
+std::vector<TensorRule> llama_rules(std::vector<TensorRule> more, bool mlp = true);
 
 // Rows of models/families, a file each or a few alike.
 extern const Family kLlamaFamily, kMistralFamily, kQwen2Family, kQwen3Family, kGemmaFamily, kGemma2Family, kGemma3Family,

@@ -36,7 +36,7 @@ const char* input_name(Role role) {
 
 }  // namespace
 
-Transformer::Transformer(Model& model, int64_t max_tokens) : model_(model), max_tokens_(max_tokens) {
+Transformer::Transformer(Model& model, int64_t max_tokens, int64_t rope_tokens) : model_(model), max_tokens_(max_tokens) {
   const ModelConfig& c = model_.config;
   if (c.positions == PositionKind::learned && max_tokens > c.max_positions)
     throw Error(ErrorCode::input,
@@ -51,8 +51,9 @@ Transformer::Transformer(Model& model, int64_t max_tokens) : model_(model), max_
                 fmt::format("{}: heads of {} entries; at most {} are supported", model_.path, c.head_dim, kAttentionMaxHeadDim),
                 "check head_dim of config.json");
   if (c.positions == PositionKind::rope) {
-    rope_.fill(c.rope, max_tokens);
-    if (c.local_rope) local_rope_.fill(c.rope_local, max_tokens);
+    if (rope_tokens == 0) rope_tokens = max_tokens;
+    rope_.fill(c.rope, max_tokens, rope_tokens);
+    if (c.local_rope) local_rope_.fill(c.rope_local, max_tokens, rope_tokens);
   }
   for (int64_t l = 0; l < c.n_layers; ++l) {
     AttentionSpec s;
@@ -76,12 +77,12 @@ Transformer::Transformer(Model& model, int64_t max_tokens) : model_(model), max_
   }
 }
 
-void Transformer::RopeTables::fill(const RopeConfig& rope, int64_t tokens) {
+void Transformer::RopeTables::fill(const RopeConfig& rope, int64_t positions, int64_t tokens) {
   const RopeFrequencies f = rope_frequencies(rope, tokens);
   const size_t half = f.inv_freq.size();
-  cos.resize(static_cast<size_t>(tokens) * half);
+  cos.resize(static_cast<size_t>(positions) * half);
   sin.resize(cos.size());
-  for (size_t p = 0; p < static_cast<size_t>(tokens); ++p)
+  for (size_t p = 0; p < static_cast<size_t>(positions); ++p)
     for (size_t j = 0; j < half; ++j) {
       const float angle = static_cast<float>(p) * f.inv_freq[j];  // f32, as the reference implementations do
       cos[p * half + j] = static_cast<float>(std::cos(double(angle))) * f.attention_factor;

@@ -28,9 +28,9 @@ struct Batch {
 
 class Transformer {
  public:
-  // max_tokens: longest sequence that forward will be asked for, cached and virtual tokens included. Rotary scalings that
-  // follow the length (dynamic, longrope) are set by it.
-  Transformer(Model& model, int64_t max_tokens);
+  // max_tokens: longest sequence that forward will be asked for, cached and virtual tokens included. rope_tokens: the length
+  // that sets rotary scalings which follow it (dynamic, longrope); 0: max_tokens.
+  Transformer(Model& model, int64_t max_tokens, int64_t rope_tokens = 0);
 
   // Hidden state behind the final norm (projection, logit scale): [n, embed_dim].
   // Throws input for ids out of range and for sequences beyond max_tokens.
@@ -83,7 +83,7 @@ class Transformer {
   int64_t max_tokens_;
   struct RopeTables {
     std::vector<float> cos, sin;  // [max_tokens][dims / 2]
-    void fill(const RopeConfig& rope, int64_t tokens);
+    void fill(const RopeConfig& rope, int64_t positions, int64_t tokens);
   };
   RopeTables rope_, local_rope_;
   std::vector<float> slopes_;          // alibi: [n_heads]

@@ -27,7 +27,8 @@ const Family kStarcoder2Family = {
                  {"model.layers.{}.mlp.c_fc.weight", Layout::plain, {Role::up_w}},
                  {"model.layers.{}.mlp.c_fc.bias", Layout::plain, {Role::up_b}},
                  {"model.layers.{}.mlp.c_proj.weight", Layout::plain, {Role::down_w}},
-                 {"model.layers.{}.mlp.c_proj.bias", Layout::plain, {Role::down_b}}}),
+                 {"model.layers.{}.mlp.c_proj.bias", Layout::plain, {Role::down_b}}},
+                false),
     "model.",
     {".rotary_emb.inv_freq"}};
 

@@ -32,7 +32,20 @@ TEST(Shapes, HaveTheParametersOfTheRealModels) {
                                                               {"opt-350m", 331'196'416},
                                                               {"pythia-70m", 70'426'624},
                                                               {"pythia-160m", 162'322'944},
-                                                              {"pythia-410m", 405'334'016}};
+                                                              {"pythia-410m", 405'334'016},
+                                                              {"gemma-3-270m", 268'098'176},
+                                                              {"bloom-560m", 559'214'592},
+                                                              {"qwen3-0.6b", 596'049'920},
+                                                              {"gemma-3-1b", 999'885'952},
+                                                              {"starcoderbase-1b", 1'137'207'296},
+                                                              {"falcon-rw-1b", 1'311'625'216},
+                                                              {"phi-1.5", 1'418'270'720},
+                                                              {"olmo-2-1b", 1'484'916'736},
+                                                              {"stablelm-2-1.6b", 1'644'515'328},
+                                                              {"gemma-2-2b", 2'614'341'888},
+                                                              {"phi-2", 2'779'683'840},
+                                                              {"starcoder2-3b", 3'030'371'328},
+                                                              {"phi-3-mini", 3'821'079'552}};
   for (const auto& [name, count] : known) EXPECT_EQ(parameters(shape_config(name).config), count) << name;
 }
 

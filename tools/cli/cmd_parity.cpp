@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "models/adapter.h"
@@ -61,7 +62,8 @@ class Parity {
     int64_t tokens = length_;
     if (expected_.find("greedy_ids")) tokens = std::max(tokens, kPrompt + expected_.find("greedy_ids")->elements());
     if (adapter_) tokens += adapter_->n_virtual();
-    transformer_ = std::make_unique<Transformer>(model_, std::min(tokens, std::max<int64_t>(model_.config.max_positions, length_)));
+    max_tokens_ = std::min(tokens, std::max<int64_t>(model_.config.max_positions, length_));
+    follow_length(length_ + (adapter_ ? adapter_->n_virtual() : 0));
     if (expected_.find("logits")) compare_logits("logits");
     if (expected_.find("loss") || wants_grads_) compare_loss_and_gradients();
     if (expected_.find("greedy_ids")) compare_greedy();
@@ -73,6 +75,13 @@ class Parity {
  private:
   static constexpr double kAtolMerged = 1e-5;  // weights have a standard deviation of 0.2
   static constexpr int64_t kPrompt = 8;  // greedy continuation starts from this many tokens of the first sequence
+
+  // The reference sets rotary scalings that follow the length anew for every text that it computes as a whole.
+  void follow_length(int64_t tokens) {
+    if (transformer_ && !rope_changes(model_.config, tokens, rope_tokens_)) return;
+    transformer_ = std::make_unique<Transformer>(model_, max_tokens_, tokens);
+    rope_tokens_ = tokens;
+  }
 
   void read_inputs() {
     const TensorInfo* info = expected_.find("input_ids");
@@ -231,18 +240,26 @@ class Parity {
     used_.insert("greedy_ids");
     const int64_t prompt = std::min(kPrompt, length_), n = info->elements(), vocab = model_.config.vocab_size;
     std::vector<int64_t> cached, recomputed;
-    Generator generator(*transformer_, *ctx_, prompt + n, adapter_.get());
-    const float* logits = generator.feed(ids_.data(), prompt);
+    std::optional<Generator> generator;
+    std::vector<int32_t> fed(ids_.begin(), ids_.begin() + prompt);
+    const int64_t virtuals = adapter_ ? adapter_->n_virtual() : 0;
     while (static_cast<int64_t>(cached.size()) < n) {
-      const int32_t id = argmax(logits, vocab);
-      cached.push_back(id);
-      if (static_cast<int64_t>(cached.size()) < n) logits = generator.feed(&id, 1);
+      const int64_t tokens = virtuals + static_cast<int64_t>(fed.size());
+      const bool anew = !generator || rope_changes(model_.config, tokens, rope_tokens_);  // the cache holds other angles
+      if (anew) {
+        follow_length(tokens);
+        generator.emplace(*transformer_, *ctx_, prompt + n, adapter_.get());
+      }
+      const float* logits = anew ? generator->feed(fed.data(), static_cast<int64_t>(fed.size())) : generator->feed(&fed.back(), 1);
+      fed.push_back(argmax(logits, vocab));
+      cached.push_back(fed.back());
     }
     std::vector<int32_t> text(static_cast<size_t>(cu_seqlens_[1] - length_), kVirtualToken);
     text.insert(text.end(), ids_.begin(), ids_.begin() + prompt);
     while (static_cast<int64_t>(recomputed.size()) < n) {
       const ArenaScope scope(ctx_->saved);
       const auto count = static_cast<int32_t>(text.size());
+      follow_length(count + (adapter_ && adapter_->kind() == AdapterKind::prefix ? adapter_->n_virtual() : 0));
       const int32_t cu[2] = {0, count};
       const AdapterSegment segment{0, count, adapter_.get()};
       const Batch b{text.data(), count, cu, 1, nullptr, &segment, adapter_ ? 1 : 0};
@@ -335,7 +352,7 @@ class Parity {
   Model model_;
   std::unique_ptr<Context> ctx_;
   std::unique_ptr<Transformer> transformer_;
-  int64_t n_seqs_ = 0, length_ = 0;
+  int64_t n_seqs_ = 0, length_ = 0, max_tokens_ = 0, rope_tokens_ = 0;
   bool wants_grads_ = false;
   std::unique_ptr<Adapter> adapter_;
   AdapterSegment segment_;
