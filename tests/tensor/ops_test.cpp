@@ -2,6 +2,7 @@
 // here fails.
 #include <memory>
 
+#include "tests/tensor/expert_cases.h"
 #include "tests/tensor/ops_gradient.h"
 
 namespace thimble::ops_test {
@@ -388,6 +389,16 @@ std::vector<Case> cases_of(Op op) {
               {"replace_rows twice by one weight", {value(5, 12, 1), weight(2, 12, 2)}, [](Graph& g) {
                  return replace_rows(g.ctx, replace_rows(g.ctx, own(g, g.x(0)), 0, g.w(1)), 3, g.w(1));
                }}};
+    case Op::route:
+    case Op::expert_gather:
+    case Op::expert_linear:
+    case Op::expert_combine: {
+      // A case whose leaf below this op is frozen does not record it.
+      std::vector<Case> cases;
+      for (const Case& c : expert_cases())
+        if ((op != Op::route || c.leaves[1].wanted) && (op != Op::expert_gather || c.leaves[0].wanted)) cases.push_back(c);
+      return cases;
+    }
     case Op::segment_begin:
     case Op::segment_end:
       return {block_case("blocks, sequential", false, false, true), block_case("blocks, parallel", false, true, true),
