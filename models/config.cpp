@@ -60,6 +60,8 @@ void check_config(const ModelConfig& c, const std::string& file) {
                      c.n_heads, c.n_kv_heads));
   if (c.head_dim > 1024)
     fail(fmt::format("field \"head_dim\" (or hidden size / heads): {} is too large: expected at most 1024", c.head_dim));
+  if (c.n_experts > 0 && (c.n_experts_used < 1 || c.n_experts_used > c.n_experts || !c.gated_mlp || c.mlp_bias))
+    fail(fmt::format("fields \"num_local_experts\" and \"num_experts_per_tok\": a row cannot go to {} of {} experts", c.n_experts_used, c.n_experts));
   if (!c.window_layers.empty() && static_cast<int64_t>(c.window_layers.size()) != c.n_layers)
     fail(fmt::format("field \"layer_types\": {} entries: expected one for each of the {} layers", c.window_layers.size(), c.n_layers));
   if (c.positions != PositionKind::rope) return;

@@ -73,6 +73,7 @@ struct ModelConfig {
   double attn_softcap = 0;              // scores become cap tanh(score / cap); 0: not
   double query_pre_attn_scalar = 0;     // scores / sqrt(this) instead of sqrt(head_dim); 0: not given
   bool gated_mlp = true;
+  int64_t n_experts = 0, n_experts_used = 0;  // of a layer, and those that a row goes to; 0: a single mlp
   Activation activation = Activation::silu;
   bool tied = false;                    // the head is the token embedding
   bool attn_scale_by_head_dim = true;   // scores / sqrt(head_dim)

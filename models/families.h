@@ -23,10 +23,15 @@ enum class Layout : uint8_t {
 };
 
 struct TensorRule {
-  const char* name;          // in the file; {} is the layer
+  const char* name;          // in the file; {} is the layer, a second one the expert or the block
   Layout layout;
   std::vector<Role> roles;   // one, or those of a fused tensor
   bool (*when)(const ModelConfig& config) = nullptr;  // for tensors that go by different names; null: always
+  // Another place to read it from: for weights of experts a part of a tensor of them all, [experts, parts * rows, cols].
+  struct Other {
+    const char* name = nullptr;
+    int part = 0, parts = 1;
+  } other = {};
 };
 
 struct Family {
@@ -71,6 +76,6 @@ std::vector<TensorRule> llama_rules(std::vector<TensorRule> more, bool mlp = tru
 // Rows of models/families, a file each or a few alike.
 extern const Family kLlamaFamily, kMistralFamily, kQwen2Family, kQwen3Family, kGemmaFamily, kGemma2Family, kGemma3Family,
     kPhiFamily, kPhi3Family, kStablelmFamily, kNeoxFamily, kOptFamily, kGpt2Family, kGptjFamily, kGptBigcodeFamily,
-    kFalconFamily, kBloomFamily, kOlmoFamily, kOlmo2Family, kStarcoder2Family, kCohereFamily;
+    kMixtralFamily, kFalconFamily, kBloomFamily, kOlmoFamily, kOlmo2Family, kStarcoder2Family, kCohereFamily;
 
 }  // namespace thimble

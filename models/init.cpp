@@ -20,9 +20,10 @@ void fill(Role role, int64_t layer, const ModelConfig& config, uint64_t seed, fl
     std::fill_n(out, n, norm ? static_cast<float>(1 - config.norm_offset) : 0.0f);
     return;
   }
-  const bool residual = role == Role::o_w || role == Role::down_w;
+  const bool residual = role == Role::o_w || role == Role::down_w || role == Role::expert_down_w;
   const double deviation = residual ? 0.02 / std::sqrt(2.0 * double(config.n_layers)) : 0.02;
-  Philox rng(seed, kInitStream + (role_stream(role) << 16) + static_cast<uint64_t>(layer + 1));
+  const auto number = static_cast<uint64_t>(role_is_layer(role) ? layer_of(layer) + 1 : 0), expert = static_cast<uint64_t>(expert_of(layer));
+  Philox rng(seed, kInitStream + (expert << 32) + (role_stream(role) << 16) + number);
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(deviation * rng.normal());
 }
 
@@ -37,20 +38,19 @@ Model init_model(const std::string& config_path, uint64_t seed, int64_t vocab_si
   m.family = &find_family(object);
   m.config = parse_config(object, *m.family);
   m.store = WeightStore(budget);
-  m.weights.layers.resize(static_cast<size_t>(m.config.n_layers));
+  m.weights.resize(m.config);
   for (int i = 0; i < kRoleCount; ++i) {
     const auto role = static_cast<Role>(i);
     const RoleShape s = role_shape(m.config, role);
     if (s.rows == 0) continue;
-    const int64_t first = role_is_layer(role) ? 0 : -1, last = role_is_layer(role) ? m.config.n_layers : 0;
-    for (int64_t layer = first; layer < last; ++layer) {
+    for_each_place(m.config, role, [&](int64_t layer) {
       Weight& w = m.weights.at(role, layer);
       w.rows = s.rows;
       w.cols = s.cols;
       auto* data = static_cast<float*>(m.store.allocate(size_t(w.numel()) * sizeof(float)));
       fill(role, layer, m.config, seed, data, w.numel());
       w.data = data;
-    }
+    });
   }
   return m;
 }

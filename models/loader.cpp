@@ -35,7 +35,7 @@ class Loader {
       model_.quantization = coded_->description();
     }
     resolve_tied();
-    model_.weights.layers.resize(static_cast<size_t>(model_.config.n_layers));
+    model_.weights.resize(model_.config);
     for_each_tensor(model_.config, rules_,
                     [&](const TensorRule& rule, int64_t layer, int64_t block) { load_rule(rule, layer, block); });
     refuse_unused();
@@ -60,6 +60,7 @@ class Loader {
     const std::vector<int64_t> shape = file_shape(model_.config, rule);
     const std::string wanted = rule_name(rule, layer, block);
     const std::string name = find_name(wanted);
+    if (name.empty() && load_other(rule, layer, block, shape)) return;
     if (name.empty()) {
       if (coded_ && ends_with(wanted, ".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
       throw Error(ErrorCode::input, fmt::format("{}: tensor {} is missing: expected shape {}", set_.path(), wanted, shape_text(shape)),
@@ -74,6 +75,34 @@ class Loader {
                   "config.json and the weights belong to different models, or one of them is damaged");
     for (size_t part = 0; part < rule.roles.size(); ++part)
       load_part(rule, static_cast<int>(part), layer, block, view, shape);
+  }
+
+  bool load_other(const TensorRule& rule, int64_t layer, int64_t block, std::vector<int64_t> shape) {
+    if (!rule.other.name) return false;
+    TensorRule renamed = rule;
+    renamed.name = rule.other.name;
+    const std::string name = find_name(rule_name(renamed, layer));
+    if (name.empty()) return false;
+    used_.insert(name);
+    TensorView view = set_.view(name);
+    TensorInfo own = *view.info;
+    std::vector<int64_t> expected = shape;
+    if (role_is_expert(rule.roles[0])) {
+      expected = {model_.config.n_experts, rule.other.parts * shape[0], shape[1]};
+      own.shape = shape;
+    }
+    if (view.info->shape != expected)
+      throw Error(ErrorCode::input,
+                  fmt::format("{}: tensor {} has shape {}: config.json implies {}", view.file, name,
+                              shape_text(view.info->shape), shape_text(expected)),
+                  "config.json and the weights belong to different models, or one of them is damaged");
+    if (role_is_expert(rule.roles[0])) {
+      own.bytes /= static_cast<uint64_t>(model_.config.n_experts * rule.other.parts);
+      view.data += own.bytes * static_cast<uint64_t>(expert_of(layer) * rule.other.parts + rule.other.part);
+      view.info = &own;
+    }
+    load_part(rule, 0, layer, block, view, shape);
+    return true;
   }
 
   static WeightFormat stored_format(const TensorView& view) {

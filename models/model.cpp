@@ -46,7 +46,7 @@ int64_t Model::stored_bytes() const {
 
 std::string rule_name(const TensorRule& rule, int64_t layer, int64_t block) {
   std::string name = rule.name;
-  for (int64_t number : {layer, block}) {
+  for (int64_t number : {layer_of(layer), role_is_expert(rule.roles[0]) ? expert_of(layer) : block}) {
     const size_t at = name.find("{}");
     if (at != std::string::npos) name.replace(at, 2, std::to_string(number));
   }
@@ -127,7 +127,7 @@ Model load_llama2c(const std::string& path, const LoadOptions& options) {
   c.bos_id = 1;
   c.eos_ids = {2};
   check_config(c, path);
-  m.weights.layers.resize(static_cast<size_t>(c.n_layers));
+  m.weights.resize(c);
   const auto put = [&](Role role, int64_t layer, const float* data) {
     Weight& w = m.weights.at(role, layer);
     const RoleShape s = role_shape(c, role);
@@ -194,8 +194,8 @@ void enable_gradients(Model& model) {
   for_each_weight(model.weights, [&](Role role, int64_t layer, Weight& w) {
     if (w.format != WeightFormat::f32)
       throw Error(ErrorCode::unsupported,
-                  fmt::format("{}: weight {}{} is stored as {}: gradients need f32", model.path, role_name(role),
-                              layer >= 0 ? " of layer " + std::to_string(layer) : "", format_name(w.format)),
+                  fmt::format("{}: weight {} is stored as {}: gradients need f32", model.path, weight_name(role, layer),
+                              format_name(w.format)),
                   "load the model as trainable, or train adapters over it");
     w.grad = static_cast<float*>(model.store.allocate(size_t(w.numel()) * sizeof(float)));
     w.grad_written = false;

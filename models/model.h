@@ -82,7 +82,7 @@ ExportedTensor export_tensor(const Model& model, const KernelTable& kernels, con
 // no tensor of that name.
 bool import_tensor(Model& model, const ExportedTensor& tensor);
 
-// "model.layers.{}.x" with the layer, and the number of the block, filled in.
+// "model.layers.{}.x" with the layer, and the number of the expert or the block, filled in. layer is a place (weights.h).
 std::string rule_name(const TensorRule& rule, int64_t layer, int64_t block = 0);
 // How many tensors a rule stands for in a layer: 0 when the model has none of them, 1 except for Layout::blocks.
 int64_t rule_blocks(const ModelConfig& config, const TensorRule& rule);
@@ -90,9 +90,10 @@ int64_t rule_blocks(const ModelConfig& config, const TensorRule& rule);
 template <class Fn>
 void for_each_tensor(const ModelConfig& config, const std::vector<TensorRule>& rules, Fn&& fn) {
   for (const TensorRule& rule : rules) {
-    const int64_t layers = role_is_layer(rule.roles[0]) ? config.n_layers : 1, blocks = rule_blocks(config, rule);
-    for (int64_t layer = 0; layer < layers; ++layer)
-      for (int64_t block = 0; block < blocks; ++block) fn(rule, layer, block);
+    const int64_t blocks = rule_blocks(config, rule);
+    for_each_place(config, rule.roles[0], [&](int64_t place) {
+      for (int64_t block = 0; block < blocks; ++block) fn(rule, place, block);
+    });
   }
 }
 

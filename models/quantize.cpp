@@ -39,7 +39,7 @@ void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& 
   if (format.bits == 0) return;
   std::vector<float> values;
   for_each_weight(model.weights, [&](Role role, int64_t, Weight& w) {
-    if (!role_is_layer(role) || role_shape(model.config, role).vector || is_tiled(w.format) || w.grad) return;
+    if (!role_is_layer(role) || role == Role::router_w || role_shape(model.config, role).vector || is_tiled(w.format) || w.grad) return;
     values.resize(static_cast<size_t>(w.numel()));
     dequantize(kernels, w, values.data());
     const bool has_min = format.kind == GroupKind::minimum;

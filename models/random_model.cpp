@@ -95,7 +95,7 @@ void for_each_role(const ModelConfig& config, Fn&& fn) {
     const auto role = static_cast<Role>(r);
     const RoleShape shape = role_shape(config, role);
     if (shape.rows == 0) continue;
-    for (int64_t l = 0; l < (role_is_layer(role) ? config.n_layers : 1); ++l) fn(role, l, shape);
+    for_each_place(config, role, [&](int64_t place) { fn(role, place, shape); });
   }
 }
 
@@ -147,7 +147,7 @@ Model random_model(const std::string& name, const ShapeConfig& shape, const Stor
   m.family = shape.family;
   m.config = shape.config;
   m.store = WeightStore(budget);
-  m.weights.layers.resize(static_cast<size_t>(m.config.n_layers));
+  m.weights.resize(m.config);
   uint64_t stream = seed << 20;
   for_each_role(m.config, [&](Role role, int64_t layer, const RoleShape& role_dims) {
     Weight& w = m.weights.at(role, layer);

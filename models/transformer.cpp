@@ -15,6 +15,10 @@ bool trainable(const LayerWeights& layer) {
   bool any = false;
 #define LAYER_ROLE(field, kind) any = any || layer.field.grad;
 #include "models/roles.def"
+  for (const ExpertWeights& expert : layer.experts) {
+#define EXPERT_ROLE(field, kind) any = any || expert.field.grad;
+#include "models/roles.def"
+  }
   return any;
 }
 
@@ -279,8 +283,38 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   return o;
 }
 
+// The rows of an expert stand behind one another from gather to combine. Adapters do not reach experts or the router.
+Var Transformer::expert_branch(Context& ctx, int layer, Var x) {
+  const ModelConfig& c = model_.config;
+  LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
+  const auto n = static_cast<size_t>(c.n_experts);
+  ctx.observe("input.router_w", layer, x.t);
+  const Routing r = route(ctx, linear(ctx, x, &w.router_w, nullptr), c.n_experts_used, choices_ ? &choices_[layer] : nullptr);
+  auto** weights = static_cast<Weight**>(ctx.saved.allocate(3 * n * sizeof(Weight*), "expert choices"));
+  Weight **gates = weights, **ups = weights + n, **downs = weights + 2 * n;
+  for (size_t e = 0; e < n; ++e) {
+    gates[e] = &w.experts[e].expert_gate_w;
+    ups[e] = &w.experts[e].expert_up_w;
+    downs[e] = &w.experts[e].expert_down_w;
+  }
+  const auto observe = [&](const char* name, const Var& v) {
+    for (int64_t e = 0; e < c.n_experts && ctx.observer.on_value; ++e)
+      ctx.observe(name, static_cast<int>(expert_place(layer, e)),
+                  Tensor::matrix(v.t.f32() + r.begin[e] * v.t.cols(), r.begin[e + 1] - r.begin[e], v.t.cols()));
+  };
+  const Var rows = expert_gather(ctx, x, r);
+  observe("input.expert_up_w", rows);
+  const Var up = pack(ctx, expert_linear(ctx, rows, r, ups, true)), gate = pack(ctx, expert_linear(ctx, rows, r, gates, true));
+  const Var inner = gated(ctx, gate, up, c.activation);
+  observe("input.expert_down_w", inner);
+  const Var out = expert_combine(ctx, expert_linear(ctx, inner, r, downs), r);
+  ctx.observe("mlp_out", layer, out.t);
+  return out;
+}
+
 Var Transformer::mlp_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
+  if (c.n_experts > 0) return expert_branch(ctx, layer, x);
   LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
   Projection inputs[] = {{Role::up_w, &w.up_w, &w.up_b, {}, {}}, {Role::gate_w, &w.gate_w, &w.gate_b, {}, {}}};
   project_all(ctx, layer, x, inputs, c.gated_mlp ? 2 : 1);
@@ -362,6 +396,12 @@ const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
   }
   positions_ = positions;
   batch_ = &batch;
+  choices_ = nullptr;
+  if (c.n_experts > 0 && ctx.tape) {
+    choices_ = static_cast<ExpertChoice*>(ctx.saved.allocate(static_cast<size_t>(c.n_layers) * sizeof(ExpertChoice), "expert choices"));
+    for (int64_t l = 0; l < c.n_layers; ++l)
+      choices_[l] = {static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n * c.n_experts_used) * sizeof(int32_t), "expert choices")), false};
+  }
   for (int64_t l = 0; l < c.n_layers; ++l) {
     AttentionSpec& s = specs_[static_cast<size_t>(l)];
     s.n_seqs = batch.n_seqs;

@@ -9,6 +9,7 @@
 #include "models/kv_cache.h"
 #include "models/model.h"
 #include "tensor/ops.h"
+#include "tensor/ops_experts.h"
 
 namespace thimble {
 
@@ -59,6 +60,7 @@ class Transformer {
   Var enter(Context& ctx, const Batch& batch);
   Var attention_branch(Context& ctx, int layer, Var x);
   Var mlp_branch(Context& ctx, int layer, Var x);
+  Var expert_branch(Context& ctx, int layer, Var x);
   Var add_branch(Context& ctx, Var x, Var branch, Weight& w, Weight& b);
   Var norm(Context& ctx, Var x, Weight& w, Weight& b, bool packs = false);
   // The norm on queries or keys [n, heads * head_dim].
@@ -93,6 +95,7 @@ class Transformer {
   const int32_t* positions_ = nullptr; // of the running forward
   Weight* head_ = nullptr;             // that follows it: the base's, or an adapter's own
   const Batch* batch_ = nullptr;
+  ExpertChoice* choices_ = nullptr;  // per layer, of a forward that is recorded; null: none
 };
 
 }  // namespace thimble

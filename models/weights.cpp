@@ -6,12 +6,25 @@ const char* role_name(Role role) {
   static const char* const names[] = {
 #define MODEL_ROLE(field, kind) #field,
 #define LAYER_ROLE(field, kind) #field,
+#define EXPERT_ROLE(field, kind) #field,
 #include "models/roles.def"
   };
   return names[static_cast<int>(role)];
 }
 
 bool role_is_layer(Role role) { return role >= Role::norm1_w; }
+bool role_is_expert(Role role) { return role >= Role::expert_gate_w && role < Role::count; }
+
+std::string weight_name(Role role, int64_t place) {
+  if (!role_is_layer(role)) return role_name(role);
+  const std::string name = std::to_string(layer_of(place)) + "." + role_name(role);
+  return role_is_expert(role) ? name + "." + std::to_string(expert_of(place)) : name;
+}
+
+void ModelWeights::resize(const ModelConfig& config) {
+  layers.resize(static_cast<size_t>(config.n_layers));
+  for (LayerWeights& layer : layers) layer.experts.resize(static_cast<size_t>(config.n_experts));
+}
 
 uint64_t role_stream(Role role) {
   switch (role) {
@@ -37,6 +50,8 @@ Weight& ModelWeights::at(Role role, int64_t layer) {
   case Role::field: return field;
 #define LAYER_ROLE(field, kind) \
   case Role::field: return layers.at(static_cast<size_t>(layer)).field;
+#define EXPERT_ROLE(field, kind) \
+  case Role::field: return layers.at(static_cast<size_t>(layer_of(layer))).experts.at(static_cast<size_t>(expert_of(layer))).field;
 #include "models/roles.def"
     case Role::count: break;
   }
@@ -45,6 +60,7 @@ Weight& ModelWeights::at(Role role, int64_t layer) {
 
 RoleShape role_shape(const ModelConfig& c, Role role) {
   const bool norm_bias = c.norm == NormKind::layer && c.norm_affine && c.norm_bias;
+  const bool experts = c.n_experts > 0;
   const bool norm1 = c.pre_norm || c.post_norm, norm2 = norm1 && !c.shared_norm;
   const auto vector = [](bool present, int64_t n) { return present ? RoleShape{1, n, true} : RoleShape{}; };
   const auto matrix = [](bool present, int64_t rows, int64_t cols) { return present ? RoleShape{rows, cols, false} : RoleShape{}; };
@@ -75,12 +91,15 @@ RoleShape role_shape(const ModelConfig& c, Role role) {
     case Role::q_b: return vector(c.qkv_bias, c.q_cols());
     case Role::k_b: case Role::v_b: return vector(c.qkv_bias, c.kv_cols());
     case Role::o_b: return vector(c.o_bias, c.hidden);
-    case Role::gate_w: return matrix(c.gated_mlp, c.intermediate, c.hidden);
-    case Role::up_w: return matrix(true, c.intermediate, c.hidden);
-    case Role::down_w: return matrix(true, c.hidden, c.intermediate);
+    case Role::gate_w: return matrix(c.gated_mlp && !experts, c.intermediate, c.hidden);
+    case Role::up_w: return matrix(!experts, c.intermediate, c.hidden);
+    case Role::down_w: return matrix(!experts, c.hidden, c.intermediate);
     case Role::gate_b: return vector(c.gated_mlp && c.mlp_bias, c.intermediate);
     case Role::up_b: return vector(c.mlp_bias, c.intermediate);
     case Role::down_b: return vector(c.mlp_bias, c.hidden);
+    case Role::router_w: return matrix(experts, c.n_experts, c.hidden);
+    case Role::expert_gate_w: case Role::expert_up_w: return matrix(experts, c.intermediate, c.hidden);
+    case Role::expert_down_w: return matrix(experts, c.hidden, c.intermediate);
     case Role::count: break;
   }
   return {};

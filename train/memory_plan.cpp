@@ -152,7 +152,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
 }
 
 double step_flops(const ModelConfig& c, const TrainShape& shape, Recompute recompute, int64_t tokens) {
-  const double layer = double(c.hidden) * double(2 * c.q_cols() + 2 * c.kv_cols() + (c.gated_mlp ? 3 : 2) * c.intermediate);
+  const double layer = double(c.hidden) * double(2 * c.q_cols() + 2 * c.kv_cols() + (c.gated_mlp ? 3 : 2) * c.intermediate * std::max<int64_t>(1, c.n_experts_used));
   const double products = layer * double(c.n_layers) + double(c.vocab_size) * double(c.embed_dim);
   const double attention = double(c.n_layers) * double(c.q_cols()) * double(shape.length);  // causal: half of 2 T C per product
   const double forward = 2 * products + 2 * attention;

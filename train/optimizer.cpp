@@ -13,7 +13,7 @@ std::vector<Parameter> model_parameters(Model& model) {
   std::vector<Parameter> list;
   for_each_weight(model.weights, [&](Role role, int64_t layer, Weight& w) {
     if (!w.grad) return;
-    list.push_back({layer < 0 ? role_name(role) : "layers." + std::to_string(layer) + "." + role_name(role), &w,
+    list.push_back({layer < 0 ? role_name(role) : "layers." + weight_name(role, layer), &w,
                     role_shape(model.config, role).vector});
   });
   return list;

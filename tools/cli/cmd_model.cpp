@@ -89,6 +89,8 @@ Json config_json(const ModelConfig& c) {
   j["logit_scale"] = c.logit_scale;
   j["logit_softcap"] = c.logit_softcap;
   j["gated_mlp"] = c.gated_mlp;
+  j["n_experts"] = c.n_experts;
+  j["n_experts_used"] = c.n_experts_used;
   j["activation"] = activation_name(c.activation);
   j["tied"] = c.tied;
   j["attn_scale_by_head_dim"] = c.attn_scale_by_head_dim;
@@ -127,7 +129,8 @@ Json tensors_json(const Model& model) {
     const bool vector = role_shape(model.config, role).vector;
     const std::string name = file_name(model, role, layer);
     list.push_back({{"role", role_name(role)},
-                    {"layer", layer < 0 ? Json(nullptr) : Json(layer)},
+                    {"layer", layer < 0 ? Json(nullptr) : Json(layer_of(layer))},
+                    {"expert", role_is_expert(role) ? Json(expert_of(layer)) : Json(nullptr)},
                     {"name", name.empty() ? Json(nullptr) : Json(name)},
                     {"shape", vector ? Json::array({w.cols}) : Json::array({w.rows, w.cols})},
                     {"format", format_name(w.format)},

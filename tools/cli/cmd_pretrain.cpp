@@ -127,7 +127,7 @@ int run_pretrain(PretrainOptions& o) {
     double parameters = 0;
     for (int i = 0; i < kRoleCount; ++i) {
       const RoleShape s = role_shape(config, static_cast<Role>(i));
-      parameters += double(s.rows) * double(s.cols) * double(role_is_layer(static_cast<Role>(i)) ? config.n_layers : 1);
+      for_each_place(config, static_cast<Role>(i), [&](int64_t) { parameters += double(s.rows) * double(s.cols); });
     }
     check_full_training(session, o.train, parameters);
     if (o.train.ctx > config.max_positions)

@@ -13,8 +13,7 @@ Model trainable_copy(const Model& base, const KernelTable& kernels, MemoryBudget
   for_each_weight(base.weights, [&](Role role, int64_t layer, const Weight& w) {
     if (is_tiled(w.format))
       throw Error(ErrorCode::unsupported,
-                  fmt::format("method full: {} of layer {} is stored as packed codes, which cannot learn",
-                              role_name(role), layer),
+                  fmt::format("method full: {} is stored as packed codes, which cannot learn", weight_name(role, layer)),
                   "tune an adapter (lora) over a quantized base, or leave the base uncompressed or pruned");
   });
   Model copy;
@@ -22,7 +21,7 @@ Model trainable_copy(const Model& base, const KernelTable& kernels, MemoryBudget
   copy.family = base.family;
   copy.path = base.path;
   copy.store = WeightStore(budget);
-  copy.weights.layers.resize(base.weights.layers.size());
+  copy.weights.resize(base.config);
   for_each_weight(base.weights, [&](Role role, int64_t layer, const Weight& w) {
     Weight& to = copy.weights.at(role, layer);
     to.rows = w.rows;
