@@ -80,7 +80,9 @@ TEST(ReferenceModel, DifferencesAgreeWithStoredGradients) {
   const auto cases = stored_cases();
   if (cases.empty()) GTEST_SKIP() << "not here: " << shared("oracle/hf");
   int compared = 0;
-  for (const auto& [name, c] : cases) {
+  for (const auto& entry : cases) {
+    const std::string& name = entry.first;
+    const StoredCase& c = entry.second;
     if (name.find("bert") == 0) continue;
     bool all = true;
     for (const auto& [tensor, value] : c.weights) all = all && c.expected.count("grad." + tensor) > 0;
@@ -93,10 +95,10 @@ TEST(ReferenceModel, DifferencesAgreeWithStoredGradients) {
     for (const auto& [tensor, value] : c.weights) {
       std::vector<double>& d = direction[tensor].data;
       const std::vector<double>& g = c.expected.at("grad." + tensor).data;
-      for (double entry : g) {
+      for (double slope : g) {
         d.push_back(engine() & 1 ? 1 : -1);
-        want += entry * d.back();
-        norm += entry * entry;
+        want += slope * d.back();
+        norm += slope * slope;
       }
     }
     const auto loss_at = [&](double step) {
