@@ -1,7 +1,6 @@
 #include "bench/variants.h"
 
 #include "tensor/error.h"
-#include "variants.inc"
 
 namespace thimble::bench {
 
