@@ -31,6 +31,7 @@ void parse_mistral(const JsonObject& json, ModelConfig* c) {
 
 void parse_qwen(const JsonObject& json, ModelConfig* c) {
   parse_common(json, c);
+  refuse_if_set(json, "use_mrope", "rotary positions of several dimensions");
   if (json.get_bool("use_sliding_window", false)) {
     // Absent fields mean the class defaults; a null window means none.
     c->window = json.get_int("sliding_window", json.json().contains("sliding_window") ? 0 : 4096, 1, kMaxDim);

@@ -27,7 +27,7 @@ void parse_phi3(const JsonObject& json, ModelConfig* c) {
   c->activation = parse_activation(json, "hidden_act", "silu");
   c->window = json.get_int("sliding_window", 0, 1, kMaxDim);
   c->tied = json.get_bool("tie_word_embeddings", false);
-  refuse_if_set(json, "attention_bias", "a bias of the projections");
+  for (const char* key : {"attention_bias", "mlp_bias", "lm_head_bias"}) refuse_if_set(json, key, "a bias");
   parse_rope(json, "rope_theta", c);
 }
 
