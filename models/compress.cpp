@@ -44,13 +44,20 @@ struct Group {
   Role input;
   const char* observed;
   std::vector<Role> roles;
+  int64_t expert = 0;
+  int64_t place(int64_t layer) const { return expert_place(layer, expert); }
 };
 
 std::vector<Group> groups_of(const ModelConfig& c) {
   std::vector<Group> groups = {{Role::q_w, "input.q_w", {Role::q_w, Role::k_w, Role::v_w}},
-                               {Role::o_w, "input.o_w", {Role::o_w}},
-                               {Role::up_w, "input.up_w", {Role::up_w}},
-                               {Role::down_w, "input.down_w", {Role::down_w}}};
+                               {Role::o_w, "input.o_w", {Role::o_w}}};
+  for (int64_t e = 0; e < c.n_experts; ++e) {
+    groups.push_back({Role::expert_up_w, "input.expert_up_w", {Role::expert_up_w, Role::expert_gate_w}, e});
+    groups.push_back({Role::expert_down_w, "input.expert_down_w", {Role::expert_down_w}, e});
+  }
+  if (c.n_experts > 0) return groups;
+  groups.push_back({Role::up_w, "input.up_w", {Role::up_w}});
+  groups.push_back({Role::down_w, "input.down_w", {Role::down_w}});
   if (c.gated_mlp) groups[2].roles.push_back(Role::gate_w);
   return groups;
 }
@@ -120,9 +127,9 @@ class Compressor {
   };
 
   const ModelConfig& config() const { return model_.config; }
+  // layer is a place (weights.h): the layer, and the expert where the role has several.
   Weight& weight(Role role, int64_t layer) { return model_.weights.at(role, layer); }
   Plan& plan(Role role, int64_t layer) { return plans_[{layer, role}]; }
-  static std::string short_name(Role role, int64_t layer) { return fmt::format("{}.{}", layer, role_name(role)); }
 
   void pack_batches(const std::vector<std::vector<int32_t>>& calibration) {
     if (calibration.empty())
@@ -154,7 +161,7 @@ class Compressor {
           Plan p;
           p.spec = options_.spec;
           p.sparsity = options_.sparsity;
-          const std::string name = short_name(role, l);
+          const std::string name = weight_name(role, g.place(l));
           for (size_t i = 0; i < options_.rules.size(); ++i) {
             const CompressRule& rule = options_.rules[i];
             if (!matches(rule.match.c_str(), name.c_str())) continue;
@@ -164,12 +171,12 @@ class Compressor {
             p.sparsity = rule.sparsity;
           }
           if (options_.prunes() && p.sparsity.empty()) p.keep = true;
-          plan(role, l) = p;
+          plan(role, g.place(l)) = p;
         }
     for (size_t i = 0; i < used.size(); ++i)
       if (!used[i])
         throw Error(ErrorCode::usage, fmt::format("policy: \"{}\" matches no linear of the model", options_.rules[i].match),
-                    "names are <layer>.<role>, with * for any text: 0.q_w, *.down_w; roles: q_w k_w v_w o_w gate_w up_w down_w");
+                    "names are <layer>.<role>, with * for any text: 0.q_w, *.down_w; roles: q_w k_w v_w o_w gate_w up_w down_w, and expert_gate_w.0 and so on");
     for (const TensorRule& rule : model_.family->tensors)
       for (size_t part = 1; part < rule.roles.size(); ++part)
         for (int64_t l = 0; l < config().n_layers; ++l)
@@ -191,7 +198,7 @@ class Compressor {
 
   float* row(int64_t i) { return hidden_.f32() + i * config().hidden; }
 
-  using Seen = std::function<void(const char* name, const Tensor& value)>;
+  using Seen = std::function<void(const char* name, int64_t place, const Tensor& value)>;
 
   // Runs a layer over the batches; keep: its outputs become the hidden states. tokens: of the first so many only.
   void pass(int64_t layer, const Seen& seen, bool keep, int64_t tokens = INT64_MAX) {
@@ -199,8 +206,8 @@ class Compressor {
     ctx_.observer = {};
     if (seen) {
       ctx_.observer.user = const_cast<Seen*>(&seen);
-      ctx_.observer.on_value = [](void* user, const char* name, int, const Tensor& value) {
-        (*static_cast<const Seen*>(user))(name, value);
+      ctx_.observer.on_value = [](void* user, const char* name, int place, const Tensor& value) {
+        (*static_cast<const Seen*>(user))(name, place, value);
       };
     }
     const struct Restore {
@@ -222,10 +229,10 @@ class Compressor {
   // Statistics of the inputs of these groups. keep as in pass().
   std::vector<InputStatistics> collect(int64_t layer, const std::vector<const Group*>& groups, bool keep) {
     std::vector<InputStatistics> statistics;
-    for (const Group* g : groups) statistics.emplace_back(weight(g->roles[0], layer).cols);
-    pass(layer, [&](const char* name, const Tensor& value) {
+    for (const Group* g : groups) statistics.emplace_back(weight(g->roles[0], g->place(layer)).cols);
+    pass(layer, [&](const char* name, int64_t place, const Tensor& value) {
       for (size_t i = 0; i < groups.size(); ++i)
-        if (std::strcmp(name, groups[i]->observed) == 0)
+        if (value.rows() > 0 && place == groups[i]->place(layer) && std::strcmp(name, groups[i]->observed) == 0)
           statistics[i].add(ctx_.kernels, ctx_.threads, value.f32(), value.rows(), value.stride[0]);
     }, keep);
     return statistics;
@@ -271,7 +278,7 @@ class Compressor {
     TensorReport r;
     r.role = role;
     r.layer = layer;
-    r.name = short_name(role, layer);
+    r.name = weight_name(role, layer);
     r.spec = p.keep ? "stored" : options_.prunes() ? p.sparsity.name() : p.spec.name();
     r.method = p.keep ? "none" : compress_method_name(options_.method);
     if (!p.keep && options_.quantizes()) {
@@ -313,9 +320,10 @@ class Compressor {
     measure(r, before, thimble::dequantize(q), cols, gram);
   }
 
-  void without_statistics(int64_t layer) {
+  void without_statistics(int64_t in_layer) {
     for (const Group& g : groups_)
       for (Role role : g.roles) {
+        const int64_t layer = g.place(in_layer);
         const Plan& p = plan(role, layer);
         TensorReport& r = add_report(role, layer, p);
         if (p.keep) continue;
@@ -334,16 +342,17 @@ class Compressor {
   }
 
   // Group after group, each with the inputs that the groups before it, already compressed, produce.
-  void sequentially(int64_t layer) {
+  void sequentially(int64_t in_layer) {
     const bool quantizes = options_.quantizes();
     for (const Group& g : groups_) {
+      const int64_t layer = g.place(in_layer);
       const bool all_kept = std::all_of(g.roles.begin(), g.roles.end(), [&](Role r) { return plan(r, layer).keep; });
       if (all_kept) {
         for (Role role : g.roles) add_report(role, layer, plan(role, layer));
         step("layer");
         continue;
       }
-      const InputStatistics statistics = std::move(collect(layer, {&g}, false)[0]);
+      const InputStatistics statistics = std::move(collect(in_layer, {&g}, false)[0]);
       const std::vector<float> gram = statistics.gram_f32();
       const int64_t cols = statistics.cols();
       const bool few = statistics.tokens() < cols;
@@ -377,7 +386,7 @@ class Compressor {
           } else {
             r.method = "wanda";
             r.fallback = why;
-            prune_wanda(after.data(), w.rows, w.cols, statistics.norms(), p.sparsity, ctx_.threads);
+            prune_wanda(after.data(), w.rows, w.cols, norms_of(statistics), p.sparsity, ctx_.threads);
           }
           put_dense(w, after);
         }
@@ -385,7 +394,7 @@ class Compressor {
       }
       step("layer");
     }
-    if (layer + 1 < config().n_layers) pass(layer, {}, true);
+    if (in_layer + 1 < config().n_layers) pass(in_layer, {}, true);
     step("layer");
   }
 
@@ -395,33 +404,42 @@ class Compressor {
     return list;
   }
 
+  // Of an expert that no token reached, ones: the weights alone decide.
+  static std::vector<float> norms_of(const InputStatistics& statistics) {
+    return statistics.tokens() > 0 ? statistics.norms() : std::vector<float>(at(statistics.cols()), 1.0f);
+  }
+
   // All linears of the layer from the inputs that its uncompressed self gives them; the next layer sees its compressed outputs.
-  void wanda(int64_t layer) {
-    const std::vector<InputStatistics> statistics = collect(layer, all_groups(), false);
+  void wanda(int64_t in_layer) {
+    const std::vector<InputStatistics> statistics = collect(in_layer, all_groups(), false);
     step("layer");
     for (size_t i = 0; i < groups_.size(); ++i) {
       const std::vector<float> gram = statistics[i].gram_f32();
+      const int64_t layer = groups_[i].place(in_layer);
       for (Role role : groups_[i].roles) {
         const Plan& p = plan(role, layer);
         TensorReport& r = add_report(role, layer, p);
         if (p.keep) continue;
+        if (statistics[i].tokens() == 0) r.fallback = "no calibration token reaches this expert: the inputs count alike";
         Weight& w = weight(role, layer);
         const std::vector<float> before = dense(role, layer);
         std::vector<float> after = before;
-        prune_wanda(after.data(), w.rows, w.cols, statistics[i].norms(), p.sparsity, ctx_.threads);
+        prune_wanda(after.data(), w.rows, w.cols, norms_of(statistics[i]), p.sparsity, ctx_.threads);
         put_dense(w, after);
         measure(r, before, std::move(after), w.cols, &gram);
       }
     }
-    if (layer + 1 < config().n_layers) pass(layer, {}, true);
+    if (in_layer + 1 < config().n_layers) pass(in_layer, {}, true);
     step("layer");
   }
 
   // ---- AWQ ----
 
   // What a group's scales are taken from: the norm or the linear that makes its inputs. Empty reason: they can be.
-  std::string why_not_scaled(const Group& g, int64_t layer) {
+  std::string why_not_scaled(const Group& g, int64_t in_layer, int64_t tokens) {
     const ModelConfig& c = config();
+    const int64_t layer = g.place(in_layer);
+    if (tokens == 0) return "not scaled: no calibration token reaches this expert; clipped only";
     for (Role role : g.roles)
       if (plan(role, layer).keep) return "not scaled: a linear with the same input is left alone; clipped only";
     switch (g.input) {
@@ -440,6 +458,8 @@ class Compressor {
         if (!c.gated_mlp && c.activation != Activation::relu)
           return fmt::format("not scaled: {} does not pass a factor on; clipped only", activation_name(c.activation));
         return plan(Role::up_w, layer).keep ? "not scaled: up is left alone; clipped only" : "";
+      case Role::expert_up_w: return "not scaled: the experts of a layer and their router read the same norm; clipped only";
+      case Role::expert_down_w: return plan(Role::expert_up_w, layer).keep ? "not scaled: up is left alone; clipped only" : "";
       default: return {};
     }
   }
@@ -447,18 +467,21 @@ class Compressor {
   // The outputs of attention or mlp over the first tokens, with the group's weights replaced.
   std::vector<float> branch_output(int64_t layer, const char* observed) {
     std::vector<float> out;
-    pass(layer, [&](const char* name, const Tensor& value) {
+    pass(layer, [&](const char* name, int64_t, const Tensor& value) {
       if (std::strcmp(name, observed) == 0) out.insert(out.end(), value.f32(), value.f32() + value.numel());
     }, false, kAwqTokens);
     return out;
   }
 
-  AwqScales search(const Group& g, int64_t layer, const InputStatistics& statistics, const std::vector<float>& gram,
-                   std::map<Role, std::vector<float>>& dense_weights) {
+  using DenseWeights = std::map<std::pair<Role, int64_t>, std::vector<float>>;  // of a layer, by role and place
+
+  AwqScales search(const Group& g, int64_t in_layer, const InputStatistics& statistics, const std::vector<float>& gram,
+                   DenseWeights& dense_weights) {
+    const int64_t layer = g.place(in_layer);
     std::vector<const float*> matrices;
     std::vector<int64_t> rows;
     for (Role role : g.roles) {
-      matrices.push_back(dense_weights[role].data());
+      matrices.push_back(dense_weights[{role, layer}].data());
       rows.push_back(weight(role, layer).rows);
     }
     const int64_t cols = statistics.cols();
@@ -467,7 +490,7 @@ class Compressor {
     std::vector<std::vector<float>> rounded(g.roles.size());
     const auto round_all = [&](const std::vector<float>& scales) {
       for (size_t i = 0; i < g.roles.size(); ++i) {
-        rounded[i].resize(dense_weights[g.roles[i]].size());
+        rounded[i].resize(dense_weights[{g.roles[i], layer}].size());
         round_scaled(matrices[i], rows[i], cols, plan(g.roles[i], layer).spec, scales, rounded[i].data(), ctx_.threads);
       }
     };
@@ -479,7 +502,7 @@ class Compressor {
       });
     }
     const char* observed = g.input == Role::q_w ? "attention_out" : "mlp_out";
-    const std::vector<float> wanted = branch_output(layer, observed);
+    const std::vector<float> wanted = branch_output(in_layer, observed);
     return search_scales(x_mean, w_mean, [&](const std::vector<float>& scales) {
       round_all(scales);
       // The block computes with the rounded weights on the inputs as they are.
@@ -490,7 +513,7 @@ class Compressor {
         w.format = WeightFormat::f32;
         w.data = rounded[i].data();
       }
-      const std::vector<float> got = branch_output(layer, observed);
+      const std::vector<float> got = branch_output(in_layer, observed);
       for (size_t i = 0; i < g.roles.size(); ++i) weight(g.roles[i], layer) = originals[i];
       double sum = 0;
       for (size_t i = 0; i < got.size(); ++i) {
@@ -521,18 +544,18 @@ class Compressor {
     // The statistics and the next layer's inputs come from the block as it was: errors are not passed on.
     const std::vector<InputStatistics> statistics = collect(layer, all_groups(), false);
     step("layer");
-    std::map<Role, std::vector<float>> w;
+    DenseWeights w;
     for (const Group& g : groups_)
       for (Role role : g.roles) {
-        w[role] = dense(role, layer);
-        check_finite(w[role].data(), static_cast<int64_t>(w[role].size()));
+        std::vector<float>& values = w[{role, g.place(layer)}] = dense(role, g.place(layer));
+        check_finite(values.data(), static_cast<int64_t>(values.size()));
       }
     std::vector<AwqScales> scales(groups_.size());
     std::vector<std::string> reasons(groups_.size());
     std::vector<std::vector<float>> grams;
     for (size_t i = 0; i < groups_.size(); ++i) {
       grams.push_back(statistics[i].gram_f32());
-      reasons[i] = why_not_scaled(groups_[i], layer);
+      reasons[i] = why_not_scaled(groups_[i], layer, statistics[i].tokens());
       scales[i].scales.assign(at(statistics[i].cols()), 1.0f);
       if (reasons[i].empty()) scales[i] = search(groups_[i], layer, statistics[i], grams[i], w);
     }
@@ -542,8 +565,11 @@ class Compressor {
       if (scales[i].ratio < 0) continue;
       const std::vector<float>& s = scales[i].scales;
       const auto cols = static_cast<int64_t>(s.size());
-      for (Role role : groups_[i].roles)
-        for (size_t k = 0; k < w[role].size(); ++k) w[role][k] *= s[k % s.size()];
+      const int64_t place = groups_[i].place(layer);
+      for (Role role : groups_[i].roles) {
+        std::vector<float>& values = w[{role, place}];
+        for (size_t k = 0; k < values.size(); ++k) values[k] *= s[k % s.size()];
+      }
       for (int64_t a = 0; a < cols; ++a)
         for (int64_t b = 0; b < cols; ++b) grams[i][at(a * cols + b)] /= s[at(a)] * s[at(b)];
       switch (groups_[i].input) {
@@ -552,27 +578,31 @@ class Compressor {
           divide_vector(lw.norm1_b, s);
           break;
         case Role::o_w:
-          divide_rows(w[Role::v_w], lw.v_w.cols, s);
+          divide_rows(w[{Role::v_w, place}], lw.v_w.cols, s);
           divide_vector(lw.v_b, s);
           break;
         case Role::up_w:
           divide_vector(lw.norm2_w, s, config().norm_offset);
           divide_vector(lw.norm2_b, s);
           break;
+        case Role::expert_down_w:
+          divide_rows(w[{Role::expert_up_w, place}], weight(Role::expert_up_w, place).cols, s);
+          break;
         default:
-          divide_rows(w[Role::up_w], lw.up_w.cols, s);
+          divide_rows(w[{Role::up_w, place}], lw.up_w.cols, s);
           divide_vector(lw.up_b, s);
           break;
       }
     }
     for (size_t i = 0; i < groups_.size(); ++i)
       for (Role role : groups_[i].roles) {
-        const Plan& p = plan(role, layer);
-        TensorReport& r = add_report(role, layer, p);
+        const int64_t place = groups_[i].place(layer);
+        const Plan& p = plan(role, place);
+        TensorReport& r = add_report(role, place, p);
         if (p.keep) continue;
-        Weight& target = weight(role, layer);
+        Weight& target = weight(role, place);
         const int64_t rows = target.rows, cols = target.cols;
-        const std::vector<float>& values = w[role];
+        const std::vector<float>& values = w[{role, place}];
         // Scores of queries and keys multiply each other's errors: their ranges stay whole.
         const bool clips = role != Role::q_w && role != Role::k_w;
         std::vector<float> shrink;
@@ -669,7 +699,7 @@ CompressReport compress_model(Model& model, Context& ctx, const CompressOptions&
     const bool tiled = is_tiled(w.format);
     if (tiled || w.grad)
       throw Error(ErrorCode::unsupported,
-                  fmt::format("{}: {} of layer {} {}", model.path, role_name(role), layer,
+                  fmt::format("{}: {} {}", model.path, weight_name(role, layer),
                               tiled ? fmt::format("is quantized already ({})", format_name(w.format)) : "has a gradient"),
                   "compress the original model");
   });

@@ -22,7 +22,7 @@ const char* compress_method_name(CompressMethod method);  // "rtn-clip"
 
 // An exception to the options for the linears that it matches; of several the last counts.
 struct CompressRule {
-  std::string match;      // "<layer>.<role>" with * for any text: "0.*", "*.down_w", "3.q_w"
+  std::string match;      // "<layer>.<role>" with * for any text: "0.*", "*.down_w", "3.q_w"; of experts "3.expert_up_w.7"
   bool keep = false;      // left alone
   WeightSpec spec;        // of a quantizing method, unless keep
   Sparsity sparsity;      // of a pruning method, unless keep
@@ -54,7 +54,7 @@ CompressOptions parse_compression(const std::string& text, const std::string& wh
 // What happened to one linear.
 struct TensorReport {
   Role role = Role::count;
-  int64_t layer = 0;
+  int64_t layer = 0;       // a place (weights.h)
   std::string name;        // "0.q_w"
   std::string spec;        // "int4-g64-asym", "0.5", or "stored" when the tensor was left alone
   std::string method;      // that was used, fallbacks considered
