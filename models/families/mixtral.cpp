@@ -26,7 +26,7 @@ std::vector<TensorRule> rules() {
       expert("model.layers.{}.block_sparse_moe.experts.{}.w1.weight", Role::expert_gate_w, {both, 0, 2}),
       expert("model.layers.{}.block_sparse_moe.experts.{}.w2.weight", Role::expert_down_w, {"model.layers.{}.mlp.experts.down_proj", 0, 1}),
       expert("model.layers.{}.block_sparse_moe.experts.{}.w3.weight", Role::expert_up_w, {both, 1, 2}),
-  });
+  }, false);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // After warm-up a decode step and a training step allocate nothing on the heap.
 #include "tests/models/heap_count.h"
+#include "tests/models/small_families.h"
 #include "tests/models/support.h"
 
 namespace thimble::models_test {
@@ -10,6 +11,13 @@ class Heap : public ::testing::TestWithParam<const char*> {};
 class HeapTraining : public Heap {};
 
 using testing::allocations;
+
+// A stored case, or a small random model of a family.
+Model model_of(const std::string& name, const ScratchDir& dir, const KernelTable& kernels, const LoadOptions& options = {}) {
+  for (const SmallFamily& family : small_families())
+    if (name == family.name) return small_model(family, dir);
+  return load_model(oracle(name), kernels, options);
+}
 
 // What escapes through this cannot be optimised away.
 void* volatile g_escape;
@@ -38,7 +46,8 @@ TEST_P(Heap, DecodeStep) {
     for (int threads : {1, 2}) {
       Engine engine(best_tier(), threads);
       engine.ctx->precision = precision;
-      Model model = load_model(oracle(GetParam()), engine.kernels);
+      const ScratchDir dir;
+      Model model = model_of(GetParam(), dir, engine.kernels);
       const int64_t vocab = model.config.vocab_size;
       Transformer transformer(model, 48);
       Generator generator(transformer, *engine.ctx, 48);
@@ -70,7 +79,8 @@ TEST_P(HeapTraining, Step) {
       Engine engine(best_tier(), threads);
       LoadOptions trainable;
       trainable.trainable = true;
-      Model model = load_model(oracle(GetParam()), engine.kernels, trainable);
+      const ScratchDir dir;
+      Model model = model_of(GetParam(), dir, engine.kernels, trainable);
       enable_gradients(model);
       Transformer transformer(model, 32);
       Rows rows;
@@ -100,9 +110,9 @@ TEST_P(HeapTraining, Step) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Heap, ::testing::Values("llama_gqa_untied", "gpt_neox", "gpt2", "opt_prenorm", "gptq4_g32_asym"),
+INSTANTIATE_TEST_SUITE_P(Cases, Heap, ::testing::Values("llama_gqa_untied", "gpt_neox", "gpt2", "opt_prenorm", "gptq4_g32_asym", "mixtral"),
                          [](const auto& name) { return std::string(name.param); });
-INSTANTIATE_TEST_SUITE_P(Cases, HeapTraining, ::testing::Values("llama_gqa_untied", "gpt_neox", "gpt2", "opt_prenorm"),
+INSTANTIATE_TEST_SUITE_P(Cases, HeapTraining, ::testing::Values("llama_gqa_untied", "gpt_neox", "gpt2", "opt_prenorm", "mixtral"),
                          [](const auto& name) { return std::string(name.param); });
 #else
 TEST(Heap, Counted) { GTEST_SKIP() << "allocations can be counted with glibc and without a sanitizer only"; }

@@ -100,6 +100,7 @@ Spec read_config(const nlohmann::json& json) {
     s.gated = false;
     s.activation = k.text("hidden_act", "gelu_new");
     s.rope_dims = static_cast<int64_t>(double(s.dim) * k.number("partial_rotary_factor", 0.5));
+    if (k.flag("qk_layernorm", false)) s.qk_norm = QkNorm::shared_layer;
   } else if (f == "stablelm") {
     read_plain(k, &s);
     layer_norm();
@@ -150,9 +151,10 @@ Spec read_config(const nlohmann::json& json) {
     s.activation = k.text("activation_function", f == "gpt2" ? "gelu_new" : "gelu_pytorch_tanh");
     s.tied = k.flag("tie_word_embeddings", true);
     if (f == "gpt_bigcode") {
-      if (!k.flag("multi_query", true)) refuse("gpt_bigcode with multi_query false");
-      s.kv_heads = 1;
+      if (k.flag("multi_query", true)) s.kv_heads = 1;
     }
+    s.scale_by_layer = k.flag("scale_attn_by_inverse_layer_idx", false);
+    if (!k.flag("scale_attn_weights", true)) s.score_scale = 1;
   } else if (f == "gptj") {
     read_gpt2_style(k, &s);
     s.residual = Residual::parallel;
@@ -377,6 +379,10 @@ Layer read_llama_layer(Access& a, const Spec& s, const Keys& k, const std::strin
     l.q_norm = a.norm(s, attn + "q_norm", whole ? s.heads * s.dim : s.dim);
     l.k_norm = a.norm(s, attn + "k_norm", whole ? s.kv_heads * s.dim : s.dim);
   }
+  if (s.qk_norm == QkNorm::shared_layer) {
+    l.q_norm = a.norm(s, attn + "q_layernorm", s.dim);
+    l.k_norm = a.norm(s, attn + "k_layernorm", s.dim);
+  }
   if (s.qk_norm == QkNorm::per_head_layer) {
     const bool as_one = f == "cohere";
     l.q_norm = head_norms(a, attn + (as_one ? "q_norm" : "q_layernorm"), s.heads, s.dim, as_one);
@@ -429,7 +435,8 @@ Layer read_gpt2_layer(Access& a, const Spec& s, const std::string& p) {
     return conv ? transposed(a.matrix(name, in, out)) : a.matrix(name, out, in);
   };
   const Matrix fused = linear(p + "attn.c_attn", qkv, s.hidden);
-  split(&l, one_after_the_other(s), fused, a.bias(p + "attn.c_attn", qkv));
+  // GPT-BigCode keeps q, k and v of a head together; a single key head makes both orders the same.
+  split(&l, conv ? one_after_the_other(s) : by_group(s), fused, a.bias(p + "attn.c_attn", qkv));
   l.o = linear(p + "attn.c_proj", s.hidden, s.hidden);
   l.o_b = a.bias(p + "attn.c_proj", s.hidden);
   l.up = linear(p + "mlp.c_fc", s.inner, s.hidden);

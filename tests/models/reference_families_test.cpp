@@ -61,6 +61,8 @@ std::vector<Row> rows() {
   both("llama_rope_yarn_original", scaled({{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 128},
                                            {"beta_fast", 16.0}, {"beta_slow", 2.0}}, 512));
   both("llama_rope_yarn_factor_given", scaled({{"rope_type", "yarn"}, {"factor", 8.0}, {"attention_factor", 1.3}}, 64));
+  both("llama_rope_yarn_mscale", scaled({{"rope_type", "yarn"}, {"factor", 4.0}, {"mscale", 1.2}, {"mscale_all_dim", 0.5}, {"truncate", false},
+                                         {"original_max_position_embeddings", 128}}, 512));
 
   const Json mistral = with(llama, {{"model_type", "mistral"}, {"sliding_window", 8}, {"head_dim", 12}});
   both("mistral_window", mistral);
@@ -106,6 +108,8 @@ std::vector<Row> rows() {
   both("phi_gqa", with(sizes, {{"model_type", "phi"}, {"layer_norm_eps", 1e-5}, {"hidden_act", "gelu_new"}, {"partial_rotary_factor", 0.5},
                                {"head_dim", 8}, {"rope_theta", 10000.0}, {"intermediate_size", 64}, {"hidden_size", 48},
                                {"num_attention_heads", 6}}));
+  add("phi_qk_layernorm", with(sizes, {{"model_type", "phi"}, {"layer_norm_eps", 1e-5}, {"hidden_act", "gelu_new"}, {"partial_rotary_factor", 0.5},
+                                       {"rope_theta", 10000.0}, {"qk_layernorm", true}}));
   const Json phi3 = with(llama, {{"model_type", "phi3"}, {"original_max_position_embeddings", 64}, {"sliding_window", nullptr}});
   both("phi3", phi3);
   both("phi3_window", with(phi3, {{"sliding_window", 7}, {"num_key_value_heads", 4}}));
@@ -134,6 +138,9 @@ std::vector<Row> rows() {
   add("gpt2", gpt2);
   add("gpt2_inner", with(gpt2, {{"n_inner", 52}, {"tie_word_embeddings", false}}));
   add("gpt_bigcode", with(gpt2, {{"model_type", "gpt_bigcode"}, {"multi_query", true}, {"activation_function", "gelu_pytorch_tanh"}}));
+  add("gpt2_scale_by_layer", with(gpt2, {{"scale_attn_by_inverse_layer_idx", true}}));
+  add("gpt2_no_scale", with(gpt2, {{"scale_attn_weights", false}}));
+  add("gpt_bigcode_multi_head", with(gpt2, {{"model_type", "gpt_bigcode"}, {"multi_query", false}, {"activation_function", "gelu_pytorch_tanh"}}));
   add("gptj", with(gpt2, {{"model_type", "gptj"}, {"rotary_dim", 4}}));
   add("gptj_full_rotary", with(gpt2, {{"model_type", "gptj"}, {"rotary_dim", 8}, {"n_inner", 40}}));
 

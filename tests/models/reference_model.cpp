@@ -98,14 +98,18 @@ Angles rope_angles(const Spec& s, double theta, bool scaled, int64_t tokens) {
     }
   } else if (type == "yarn") {
     const auto dim = [&](double turns) { return double(d) * std::log(original / (2 * kPi * turns)) / (2 * std::log(theta)); };
-    double low = std::max(std::floor(dim(k.number("beta_fast", 32))), 0.0);
-    double high = std::min(std::ceil(dim(k.number("beta_slow", 1))), double(d - 1));
+    const bool whole = k.flag("truncate", true);
+    const double fast = dim(k.number("beta_fast", 32)), slow = dim(k.number("beta_slow", 1));
+    const double low = std::max(whole ? std::floor(fast) : fast, 0.0);
+    double high = std::min(whole ? std::ceil(slow) : slow, double(d - 1));
     if (low == high) high += 0.001;
     for (int64_t j = 0; j < half; ++j) {
       const double ramp = std::clamp((double(j) - low) / (high - low), 0.0, 1.0), f = r.per_step[at(j)];
       r.per_step[at(j)] = f / factor * ramp + f * (1 - ramp);
     }
-    r.factor = k.number("attention_factor", 0.1 * std::log(factor) + 1);
+    const auto growth = [&](double m) { return 0.1 * m * std::log(factor) + 1; };
+    const bool two = k.has("mscale") && k.has("mscale_all_dim");
+    r.factor = k.number("attention_factor", two ? growth(k.number("mscale", 1)) / growth(k.number("mscale_all_dim", 1)) : growth(1));
   } else if (type == "longrope" || type == "su") {
     const auto& list = s.scaling[double(tokens) > original ? "long_factor" : "short_factor"];
     for (int64_t j = 0; j < half; ++j) r.per_step[at(j)] /= list[at(j)].get<double>();
@@ -146,12 +150,12 @@ Vector slopes(int64_t heads) {
 
 void norm_heads(const Spec& s, Vector& x, const Norm& n, int64_t heads, int64_t tokens) {
   if (s.qk_norm == QkNorm::none) return;
-  const bool whole = s.qk_norm == QkNorm::whole_rms, rms = s.qk_norm != QkNorm::per_head_layer;
+  const bool whole = s.qk_norm == QkNorm::whole_rms, rms = whole || s.qk_norm == QkNorm::per_head_rms;
   const int64_t width = whole ? heads * s.dim : s.dim, pieces = whole ? 1 : heads;
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t h = 0; h < pieces; ++h) {
       const int64_t own = s.qk_norm == QkNorm::per_head_layer ? h * s.dim : 0;
-      normalise(rms, s.eps, &x[at((t * pieces + h) * width)], width, &n.w[at(own)], nullptr);
+      normalise(rms, s.eps, &x[at((t * pieces + h) * width)], width, &n.w[at(own)], n.b.empty() ? nullptr : n.b.data());
     }
 }
 
@@ -182,7 +186,7 @@ Vector attention(const Spec& s, const Layer& l, int64_t layer, const Vector& x, 
         double score = 0;
         for (int64_t c = 0; c < s.dim; ++c) score += q[at((i * s.heads + h) * s.dim + c)] * k[at((j * s.kv_heads + kv) * s.dim + c)];
         if (s.alibi == Alibi::scaled) score += slope[at(h)] * double(j);
-        score *= s.score_scale;
+        score *= s.score_scale / (s.scale_by_layer ? double(layer + 1) : 1);
         if (s.alibi == Alibi::added) score += slope[at(h)] * double(j);
         if (s.softcap > 0) score = s.softcap * std::tanh(score / s.softcap);
         p[at(j)] = score;

@@ -40,7 +40,7 @@ struct Whole {
 };
 
 enum class Residual { sequential, post, parallel };
-enum class QkNorm { none, per_head_rms, per_head_layer, whole_rms };
+enum class QkNorm { none, per_head_rms, per_head_layer, shared_layer, whole_rms };
 enum class Alibi { none, added, scaled };
 
 struct Spec {
@@ -66,6 +66,7 @@ struct Spec {
   Alibi alibi = Alibi::none;
   int64_t window = 0;
   std::function<bool(int64_t)> slides = [](int64_t) { return true; };
+  bool scale_by_layer = false;  // scores of layer l are divided by l + 1 besides
   double score_scale = 0, softcap = 0, final_softcap = 0, logit_scale = 1, embed_scale = 1;
   bool gated = true;
   std::string activation = "silu";
