@@ -46,7 +46,12 @@ class Loader {
   // family or the config says so.
   void resolve_tied() {
     for (const TensorRule& rule : rules_)
-      if (rule.roles[0] == Role::lm_head && model_.config.tied) ignored_.insert(find_name(rule_name(rule, 0)));
+      if (rule.roles[0] == Role::lm_head && model_.config.tied) {
+        const std::string name = rule_name(rule, 0);
+        ignored_.insert(find_name(name));
+        if (coded_ && ends_with(name, ".weight"))
+          for (const std::string& part : coded_->tensors(name.substr(0, name.size() - 7))) ignored_.insert(part);
+      }
   }
 
   std::string find_name(const std::string& name) const {
@@ -59,10 +64,11 @@ class Loader {
   void load_rule(const TensorRule& rule, int64_t layer, int64_t block) {
     const std::vector<int64_t> shape = file_shape(model_.config, rule);
     const std::string wanted = rule_name(rule, layer, block);
+    // Some formats keep their codes under the name of the weight.
+    if (coded_ && ends_with(wanted, ".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
     const std::string name = find_name(wanted);
     if (name.empty() && load_other(rule, layer, block, shape)) return;
     if (name.empty()) {
-      if (coded_ && ends_with(wanted, ".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
       throw Error(ErrorCode::input, fmt::format("{}: tensor {} is missing: expected shape {}", set_.path(), wanted, shape_text(shape)),
                   "the file does not hold all weights that config.json promises; download it again or fix config.json");
     }

@@ -2,47 +2,33 @@
 
 #include <cstring>
 
+#include "models/io/awq.h"
+#include "models/io/bitsandbytes.h"
 #include "models/io/coded_linear.h"
+#include "models/io/compressed_tensors.h"
 #include "models/io/gptq.h"
 #include "models/io/half.h"
+#include "tensor/error.h"
 
 namespace thimble {
-namespace {
-
-class GptqCheckpoint final : public CodedSource {
- public:
-  GptqCheckpoint(GptqConfig config, const TensorSource& tensors) : config_(std::move(config)), tensors_(tensors) {}
-
-  bool has(const std::string& module) const override { return gptq_has(tensors_, module); }
-  std::vector<std::string> tensors(const std::string& module) const override {
-    return {module + ".qweight", module + ".qzeros", module + ".scales", module + ".g_idx"};
-  }
-  CodedLinear read(const std::string& module) const override {
-    GptqSource source = gptq_source(tensors_, module);
-    const auto shape = config_.shapes.find(module);
-    if (shape == config_.shapes.end()) return unpack_gptq(source, config_.of(module));
-    source.bias = {};  // is not padded, and loads as a tensor of its own
-    CodedLinear linear = unpack_gptq(source, config_.of(module));
-    crop_gptq(linear, module, shape->second[0], shape->second[1]);
-    return linear;
-  }
-  std::string description() const override {
-    return fmt::format("gptq {}-bit {} {}{}", config_.bits, config_.group_size > 0 ? "g" + std::to_string(config_.group_size) : "row",
-                       config_.sym ? "sym" : "asym", config_.desc_act ? " act-order" : "");
-  }
-  const std::vector<std::string>& warnings() const override { return config_.warnings; }
-
- private:
-  GptqConfig config_;
-  const TensorSource& tensors_;
-};
-
-}  // namespace
 
 std::unique_ptr<CodedSource> open_coded_source(const std::string& dir, const TensorSource& tensors) {
-  if (std::optional<GptqConfig> config = read_gptq_config(dir)) return std::make_unique<GptqCheckpoint>(std::move(*config), tensors);
-  refuse_other_quantization(dir);
-  return nullptr;
+  const std::optional<QuantStatement> statement = read_quant_statement(dir);
+  if (!statement) return nullptr;
+  struct Method {
+    const char* name;
+    std::unique_ptr<CodedSource> (*open)(const QuantStatement& statement, const TensorSource& tensors);
+  };
+  static constexpr Method kMethods[] = {
+      {"gptq", open_gptq}, {"awq", open_awq}, {"compressed-tensors", open_compressed_tensors}, {"bitsandbytes", open_bitsandbytes}};
+  std::string known;
+  for (const Method& method : kMethods) {
+    if (statement->method == method.name) return method.open(*statement, tensors);
+    known += (known.empty() ? "" : ", ") + std::string(method.name);
+  }
+  throw Error(ErrorCode::unsupported,
+              fmt::format("{}: the quantization method {} is not supported", statement->file, quote_for_message(statement->method)),
+              "supported: " + known + ", or the model without quantization");
 }
 
 float CodedLinear::scale(int64_t o, int64_t g) const {

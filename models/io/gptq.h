@@ -6,11 +6,13 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "models/io/coded_linear.h"
+#include "models/io/quant_config.h"
 
 namespace thimble {
 
@@ -21,31 +23,35 @@ struct GptqConfig {
   bool sym = true;
   bool v2 = false;                    // zero points stored as they are; v1 stores zero - 1
   std::string file;                   // where it was read
-  std::vector<std::string> skipped;   // regexes of modules that stay unquantized ("dynamic" keys behind "-:")
   std::vector<std::string> warnings;  // assumptions made, one line each
-  // Modules with settings of their own: "dynamic" keys behind "+:" that name one module, ^model\.layers\.0\.x$.
-  struct Override {
+  // Modules with settings of their own, or left unquantized (skip): "dynamic" in the order of the file; the first that
+  // fits a module counts.
+  struct Rule {
+    NamePattern pattern;
+    bool skip = false;
     int bits = 4;
     int64_t group_size = -1;
+    bool sym = true, desc_act = false;
   };
-  std::map<std::string, Override> overrides;
+  std::vector<Rule> rules;
   // Shapes [out, in] of modules that were padded to whole words ("thimble": {"shapes"}, see models/README.md).
   std::map<std::string, std::array<int64_t, 2>> shapes;
 
-  // With the settings of this module.
+  // The settings of this module; rules, shapes and warnings are left out.
   GptqConfig of(const std::string& module) const;
+  bool skips(const std::string& module) const;
 };
 
 // The "dynamic" key that gives one module settings of its own ("+:") or leaves it alone ("-:").
 std::string gptq_dynamic_key(const std::string& module, bool quantized);
 
-// Reads quantize_config.json, else quant_config.json, else quantization_config of config.json. Empty when the model
-// is not quantized or uses another method (awq, compressed-tensors, bitsandbytes: their own readers decide). Throws
-// unsupported for marlin, bitblas, exl3, gptq_p and overrides whose pattern does not name one module.
+// The config of a directory whose quantization statement (quant_config.h) is GPTQ's; else empty. Throws unsupported for
+// marlin, bitblas, exl3 and gptq_p.
 std::optional<GptqConfig> read_gptq_config(const std::string& dir);
 
-// Throws unsupported, naming method and file, when the model says that it is quantized by another method than gptq.
-void refuse_other_quantization(const std::string& dir);
+// `tensors` must outlive the result. A symmetric file whose zero points are those of the other version than its label says
+// is read as that version, with a warning.
+std::unique_ptr<CodedSource> open_gptq(const QuantStatement& statement, const TensorSource& tensors);
 
 // The packed tensors of one linear; g_idx and bias may be empty.
 struct GptqSource {

@@ -1,4 +1,4 @@
-// Exact widening of 16-bit floats for the file readers: scalar, no instruction-set assumptions.
+// Exact widening of 16-bit floats, and rounding to bf16, for the file readers: scalar, no instruction-set assumptions.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,14 @@ inline float f16_to_f32(uint16_t h) {
   // Subnormal or zero: mantissa * 2^-24 is exact in f32.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return sign ? -magnitude : magnitude;
+}
+
+// To nearest, ties to even; subnormal values stay.
+inline uint16_t f32_to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // NaN
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
 }
 
 }  // namespace thimble::io_detail
