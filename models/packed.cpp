@@ -7,8 +7,8 @@
 #include <map>
 #include <optional>
 
-#include "models/io/gptq.h"
 #include "models/io/safetensors.h"
+#include "quant/rtn.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
@@ -19,16 +19,6 @@ using Json = nlohmann::ordered_json;
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-// One linear of the file: the roles of a rule side by side, as rows of the file.
-struct PackedModule {
-  std::string name;
-  int64_t out = 0, in = 0, group = 0, groups = 0;
-  WeightSpec spec;
-  std::vector<uint8_t> codes, zeros;
-  std::vector<uint16_t> scales;
-  const int32_t* perm = nullptr;
-};
-
 bool is_query_or_key(Role role) { return role == Role::q_w || role == Role::k_w; }
 
 // Row of the file for row r of a part.
@@ -37,27 +27,44 @@ int64_t file_row(const ModelConfig& config, const TensorRule& rule, size_t part,
   return source_row(config, rule.layout, static_cast<int>(part), row);
 }
 
-PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t layer, const WeightSpec& spec) {
+PackedModule empty_module(const Model& model, const TensorRule& rule, int64_t layer) {
   PackedModule m;
   m.name = rule_name(rule, layer);
   m.name.resize(m.name.size() - std::strlen(".weight"));
-  m.spec = spec;
+  m.transposed = layout_is_transposed(rule.layout);
   for (Role role : rule.roles) m.out += model.weights.at(role, layer).rows;
+  m.in = model.weights.at(rule.roles[0], layer).cols;
+  return m;
+}
+
+// True when the parts of a rule have codes with zero points in the same groups: together they are one linear of a file.
+bool is_one_grid(const Model& model, const TensorRule& rule, int64_t layer) {
   const Weight& first = model.weights.at(rule.roles[0], layer);
-  m.in = first.cols;
+  return std::all_of(rule.roles.begin(), rule.roles.end(), [&](Role role) {
+    const Weight& w = model.weights.at(role, layer);
+    return is_tiled(w.format) && !w.mins && w.cols == first.cols && w.group == first.group &&
+           (w.perm != nullptr) == (first.perm != nullptr) && (!w.perm || std::equal(w.perm, w.perm + w.cols, first.perm));
+  });
+}
+
+PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t layer, const WeightSpec& spec) {
+  THIMBLE_CHECK(is_one_grid(model, rule, layer));
+  PackedModule m = empty_module(model, rule, layer);
+  m.spec = spec;
+  const Weight& first = model.weights.at(rule.roles[0], layer);
   m.group = first.group > 0 && first.group < m.in ? first.group : m.in;
   m.groups = (m.in + m.group - 1) / m.group;
-  m.perm = first.perm;
+  if (first.perm) m.perm.assign(first.perm, first.perm + m.in);
   m.codes.resize(at(m.out * m.in));
   m.zeros.resize(at(m.out * m.groups));
-  m.scales.resize(m.zeros.size());
+  // In f16, which holds the scales of most formats; beside them in f32, in case that it does not.
+  m.scales_f16.resize(m.zeros.size());
+  m.scales_f32.resize(m.zeros.size());
+  bool exact = true;
   for (size_t part = 0; part < rule.roles.size(); ++part) {
     const Weight& w = model.weights.at(rule.roles[part], layer);
-    THIMBLE_CHECK(w.cols == m.in && w.group == first.group && !w.scale_f32 && !w.mins && (w.perm != nullptr) == (m.perm != nullptr));
-    THIMBLE_CHECK(!m.perm || std::equal(m.perm, m.perm + m.in, w.perm));
     const TileGeometry g = w.geometry();
     const auto* codes = static_cast<const uint8_t*>(w.data);
-    const auto* scales = static_cast<const uint16_t*>(w.scales);
     for (int64_t r = 0; r < w.rows; ++r) {
       const int64_t to = file_row(model.config, rule, part, r), tile = r / kTileRows, lane = r % kTileRows;
       for (int64_t c = 0; c < m.in; ++c) {
@@ -66,12 +73,76 @@ PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t la
         m.codes[at(to * m.in + c)] = static_cast<uint8_t>(codes[tile * g.steps * 64 + place.byte] >> place.shift & mask);
       }
       for (int64_t k = 0; k < m.groups; ++k) {
-        m.scales[at(to * m.groups + k)] = scales[(tile * g.groups + k) * kTileRows + lane];
-        m.zeros[at(to * m.groups + k)] = tile_zero(w, g, r, k);
+        const int64_t from = (tile * g.groups + k) * kTileRows + lane;
+        const size_t i = at(to * m.groups + k);
+        m.zeros[i] = tile_zero(w, g, r, k);
+        m.scales_f16[i] = w.scale_f32 ? f16_bits(static_cast<const float*>(w.scales)[from]) : static_cast<const uint16_t*>(w.scales)[from];
+        m.scales_f32[i] = w.scale_f32 ? static_cast<const float*>(w.scales)[from] : f16_value(m.scales_f16[i]);
+        exact = exact && f16_value(m.scales_f16[i]) == m.scales_f32[i];
       }
     }
   }
+  (exact ? m.scales_f32.clear() : m.scales_f16.clear());
   return m;
+}
+
+// The same linear from floats, rounded to nearest.
+PackedModule round_module(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const WeightSpec& spec, int threads) {
+  PackedModule m = empty_module(model, rule, layer);
+  std::vector<float> dense(at(m.out * m.in));
+  for (size_t part = 0; part < rule.roles.size(); ++part) {
+    const Weight& w = model.weights.at(rule.roles[part], layer);
+    std::vector<float> values(at(w.numel()));
+    dequantize(kernels, w, values.data());
+    for (int64_t r = 0; r < w.rows; ++r) std::copy_n(&values[at(r * m.in)], m.in, &dense[at(file_row(model.config, rule, part, r) * m.in)]);
+  }
+  check_finite(dense.data(), m.out * m.in);
+  QuantizedMatrix q = quantize_rtn(dense.data(), m.out, m.in, spec, nullptr, threads);
+  m.spec = spec;
+  m.group = q.group;
+  m.groups = q.groups;
+  m.codes = std::move(q.codes);
+  m.zeros = std::move(q.zeros);
+  m.scales_f16 = std::move(q.scales_f16);
+  return m;
+}
+
+// The grid that a linear with codes lies on: the fewest bits of the format that hold its codes and zero points.
+WeightSpec grid_of(PackedFormat format, const PackedModule& m) {
+  WeightSpec spec;
+  const uint8_t largest = std::max(*std::max_element(m.codes.begin(), m.codes.end()), *std::max_element(m.zeros.begin(), m.zeros.end()));
+  spec.bits = largest < 4 ? 2 : largest < 8 ? 3 : largest < 16 ? 4 : 8;
+  if (format == PackedFormat::awq) spec.bits = std::max(spec.bits, 4);
+  if (format == PackedFormat::int_quantized) spec.bits = 8;
+  spec.group = m.groups > 1 ? m.group : 0;
+  spec.symmetric = std::all_of(m.zeros.begin(), m.zeros.end(), [&](uint8_t z) { return z == 1 << (spec.bits - 1); });
+  return spec;
+}
+
+// A tensor of the file to write.
+struct Entry {
+  const TensorRule* rule;
+  int64_t layer;
+  bool linear;                     // of a layer; embeddings and heads are not rounded
+  std::optional<WeightSpec> spec;  // of a quantized one
+  bool round;                      // from floats
+};
+
+bool is_linear(const TensorRule& rule, const RoleShape& shape) {
+  return role_is_layer(rule.roles[0]) && !shape.vector && std::strstr(role_name(rule.roles[0]), "router") == nullptr;
+}
+
+std::vector<Entry> entries_of(const Model& model) {
+  std::vector<Entry> entries;
+  for (const TensorRule& rule : model.family->tensors) {
+    const int64_t copies = role_is_layer(rule.roles[0]) ? model.config.n_layers : 1;
+    for (int64_t l = 0; l < copies; ++l) {
+      const RoleShape shape = role_shape(model.config, rule.roles[0]);
+      if (shape.rows == 0 || !model.weights.at(rule.roles[0], l)) continue;
+      entries.push_back({&rule, l, is_linear(rule, shape), std::nullopt, false});
+    }
+  }
+  return entries;
 }
 
 SafetensorsDtype dtype_of(const Weight& w) {
@@ -113,116 +184,199 @@ int64_t rotary_file_row(const ModelConfig& config, int64_t row) {
   return row - in_head + (in_head % 2 == 0 ? in_head / 2 : d / 2 + in_head / 2);
 }
 
-int64_t write_compressed(const std::string& dir, const Model& model, const KernelTable& kernels, Json config,
-                         const CompressReport& report, const Json& provenance) {
-  std::map<std::pair<int64_t, Role>, const TensorReport*> reports;
-  for (const TensorReport& r : report.tensors) reports[{r.layer, r.role}] = &r;
+namespace {
+
+void refuse_module(PackedFormat format, const PackedModule& m) {
+  const std::string why = cannot_hold(format, m);
+  if (why.empty()) return;
+  throw Error(ErrorCode::unsupported, fmt::format("--format {}: {}: {}", packed_format_name(format), m.name, why),
+              "choose another --spec or another --format; gptq holds every shape");
+}
+
+// Writes config.json and model.safetensors, or only counts the bytes.
+class PackedWriter {
+ public:
+  PackedWriter(const Model& model, const KernelTable& kernels, std::vector<Entry> entries, const PackedOptions& options)
+      : model_(model), kernels_(kernels), entries_(std::move(entries)), options_(options) {}
+
+  int64_t run(const std::string& dir, Json config) {
+    choose_common();
+    std::optional<SafetensorsWriter> writer;
+    if (!options_.dry_run) {
+      make_directories(dir);
+      writer.emplace(join_path(dir, "model.safetensors"));
+      writer->set_metadata("format", "pt");
+    }
+    for (const Entry& e : entries_) declare(e, writer ? &*writer : nullptr);
+    for (const char* key : {"quantization_config", "compression_config"}) config.erase(key);
+    Json ours = options_.provenance;
+    if (quantized_ && !packed_.shapes.empty()) ours["shapes"] = packed_.shapes;
+    if (quantized_) {
+      config["quantization_config"] = quantization_config(options_.format, packed_);
+      if (!ours.empty()) config["quantization_config"]["thimble"] = ours;
+    } else if (!ours.empty()) {
+      config["thimble"] = ours;
+    }
+    if (!writer) return bytes_;
+    for (const Entry& e : entries_) write(e, *writer);
+    write_file(join_path(dir, "config.json"), config.dump(2) + "\n");
+    writer->finish();
+    return bytes_;
+  }
+
+ private:
+  PackedModule module_of(const Entry& e) const {
+    PackedModule m = e.round ? round_module(model_, kernels_, *e.rule, e.layer, *e.spec, options_.threads)
+                             : unpack_tiles(model_, *e.rule, e.layer, *e.spec);
+    m.ordered = packed_.permuted;
+    refuse_module(options_.format, m);
+    THIMBLE_CHECK(!m.spec.symmetric || options_.format == PackedFormat::gptq || options_.format == PackedFormat::awq ||
+                  std::all_of(m.zeros.begin(), m.zeros.end(), [&](uint8_t z) { return z == 1 << (m.spec.bits - 1); }));
+    return m;
+  }
 
   // The grid of most linears stands in the config, the others have settings of their own there.
-  std::map<std::string, std::pair<int64_t, WeightSpec>> votes;
-  bool symmetric = true, zero_at_zero = false, permuted = false;
-  struct Entry {
-    const TensorRule* rule;
-    int64_t layer, block;
-    std::optional<WeightSpec> spec;  // of a quantized one
-    bool linear;
-  };
-  std::vector<Entry> entries;
-  for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t l, int64_t block) {
-    const Weight& w = model.weights.at(rule.roles[0], l);
-    if (!w) return;
-    Entry e{&rule, l, block, std::nullopt, role_is_layer(rule.roles[0]) && !role_shape(model.config, rule.roles[0]).vector};
-    if (is_tiled(w.format)) {
-      const auto r = reports.find({l, rule.roles[0]});
-      THIMBLE_CHECK(r != reports.end() && r->second->bits > 0);
-      e.spec = r->second->weight_spec;
+  void choose_common() {
+    std::map<std::string, std::pair<int64_t, WeightSpec>> votes;
+    for (const Entry& e : entries_) {
+      if (!e.spec) continue;
       auto& vote = votes[e.spec->name()];
       ++vote.first;
       vote.second = *e.spec;
-      symmetric = symmetric && e.spec->symmetric;
-      const PackedModule m = unpack_tiles(model, rule, l, *e.spec);
-      zero_at_zero = zero_at_zero || std::count(m.zeros.begin(), m.zeros.end(), 0) > 0;
-      permuted = permuted || m.perm;
+      packed_.permuted = packed_.permuted || (!e.round && model_.weights.at(e.rule->roles[0], e.layer).perm);
     }
-    entries.push_back(e);
-  });
-  std::pair<int64_t, WeightSpec> common{0, {}};
-  for (const auto& [name, vote] : votes)
-    if (vote.first > common.first) common = vote;
-  // Version 1 stores zero - 1: what others make of a zero point of 0 depends on the reader.
-  const bool quantized = common.first > 0, v2 = zero_at_zero;
+    int64_t most = 0;
+    for (const auto& [name, vote] : votes)
+      if (vote.first > most) {
+        most = vote.first;
+        packed_.common = vote.second;
+      }
+    quantized_ = most > 0;
+  }
 
-  make_directories(dir);
-  SafetensorsWriter writer(join_path(dir, "model.safetensors"));
-  writer.set_metadata("format", "pt");
-  Json shapes = Json::object(), dynamic = Json::object();
-  const auto pack = [&](const Entry& e) {
-    PackedModule m = unpack_tiles(model, *e.rule, e.layer, *e.spec);
-    GptqPacked p = pack_gptq(m.out, m.in, m.spec.bits, m.group, m.codes.data(), m.zeros.data(), m.scales.data(), m.perm, v2);
-    return std::make_pair(std::move(m), std::move(p));
-  };
-  int64_t bytes = 0;
-  const auto declare = [&](const std::string& name, SafetensorsDtype dtype, const std::vector<int64_t>& shape) {
-    writer.declare(name, dtype, shape);
+  void declare_one(SafetensorsWriter* writer, const std::string& name, SafetensorsDtype dtype, const std::vector<int64_t>& shape) {
+    if (writer) writer->declare(name, dtype, shape);
     int64_t n = safetensors_dtype_bits(dtype) / 8;
     for (int64_t d : shape) n *= d;
-    bytes += n;
-  };
-  for (const Entry& e : entries) {
-    const std::string name = rule_name(*e.rule, e.layer, e.block);
-    if (!e.spec) {
-      const ExportedTensor t = export_tensor(model, kernels, name);
-      declare(name, dtype_of(model.weights.at(e.rule->roles[0], e.layer)), t.shape);
-      if (quantized && e.linear) dynamic[gptq_dynamic_key(name.substr(0, name.size() - std::strlen(".weight")), false)] = Json::object();
-      continue;
-    }
-    const auto [m, p] = pack(e);
-    const int64_t words = m.spec.bits;
-    declare(m.name + ".qweight", SafetensorsDtype::i32, {p.in_padded * words / 32, p.out_padded});
-    declare(m.name + ".qzeros", SafetensorsDtype::i32, {p.groups, p.out_padded * words / 32});
-    declare(m.name + ".scales", SafetensorsDtype::f16, {p.groups, p.out_padded});
-    declare(m.name + ".g_idx", SafetensorsDtype::i32, {p.in_padded});
-    if (p.out_padded != m.out || p.in_padded != m.in) shapes[m.name] = {m.out, m.in};
-    if (*e.spec != common.second)
-      dynamic[gptq_dynamic_key(m.name, true)] = {{"bits", e.spec->bits},
-                                                 {"group_size", e.spec->group > 0 ? e.spec->group : -1},
-                                                 {"sym", e.spec->symmetric}};
+    bytes_ += n;
   }
 
-  config.erase("quantization_config");
-  Json ours = provenance;
-  if (quantized) {
-    if (!shapes.empty()) ours["shapes"] = shapes;
-    Json q = {{"quant_method", "gptq"},
-              {"bits", common.second.bits},
-              {"group_size", common.second.group > 0 ? common.second.group : -1},
-              {"sym", symmetric},
-              {"desc_act", permuted},
-              {"checkpoint_format", v2 ? "gptq_v2" : "gptq"},
-              {"pack_dtype", "int32"},
-              {"lm_head", false}};
-    if (!dynamic.empty()) q["dynamic"] = dynamic;
-    q["thimble"] = ours;
-    config["quantization_config"] = q;
-  } else {
-    config["thimble"] = ours;
-  }
-  for (const Entry& e : entries) {
+  void declare(const Entry& e, SafetensorsWriter* writer) {
+    const std::string name = rule_name(*e.rule, e.layer);
     if (!e.spec) {
-      ExportedTensor t = export_tensor(model, kernels, rule_name(*e.rule, e.layer, e.block));
-      const std::string name = t.name, data = stored_bytes_of(model, kernels, *e.rule, e.layer, std::move(t));
+      const ExportedTensor t = export_tensor(model_, kernels_, name);
+      declare_one(writer, name, dtype_of(model_.weights.at(e.rule->roles[0], e.layer)), t.shape);
+      const Role role = e.rule->roles[0];
+      const std::string module = name.substr(0, name.size() - std::strlen(".weight"));
+      if (e.linear) packed_.dense.push_back(module);
+      if (role == Role::lm_head || role == Role::project_in || role == Role::project_out) packed_.heads.push_back(module);
+      return;
+    }
+    const PackedModule m = module_of(e);
+    // Version 1 stores zero - 1: what others make of a zero point of 0 depends on the reader.
+    packed_.v2 = packed_.v2 || std::count(m.zeros.begin(), m.zeros.end(), 0) > 0;
+    if (!e.linear) packed_.lm_head = true;
+    if (*e.spec != packed_.common) packed_.others.emplace_back(m.name, *e.spec);
+    const std::vector<PackedTensor> tensors = pack_module(options_.format, m, false);
+    for (const PackedTensor& t : tensors) declare_one(writer, t.name, t.dtype, t.shape);
+    if (options_.format == PackedFormat::gptq &&
+        (tensors[0].shape[1] != m.out || tensors[3].shape[0] != m.in))
+      packed_.shapes[m.name] = {m.out, m.in};
+  }
+
+  void write(const Entry& e, SafetensorsWriter& writer) {
+    if (!e.spec) {
+      ExportedTensor t = export_tensor(model_, kernels_, rule_name(*e.rule, e.layer));
+      const std::string name = t.name, data = stored_bytes_of(model_, kernels_, *e.rule, e.layer, std::move(t));
       writer.write(name, data.data(), data.size());
+      return;
+    }
+    const PackedModule m = module_of(e);
+    if (options_.progress) options_.progress(m.name);
+    for (const PackedTensor& t : pack_module(options_.format, m, packed_.v2)) writer.write(t.name, t.bytes.data(), t.bytes.size());
+  }
+
+  const Model& model_;
+  const KernelTable& kernels_;
+  std::vector<Entry> entries_;
+  const PackedOptions& options_;
+  PackedModel packed_;
+  bool quantized_ = false;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace
+
+int64_t write_compressed(const std::string& dir, const Model& model, const KernelTable& kernels, Json config,
+                         const CompressReport& report, const Json& provenance, PackedFormat format) {
+  std::map<std::pair<int64_t, Role>, const TensorReport*> reports;
+  for (const TensorReport& r : report.tensors) reports[{r.layer, r.role}] = &r;
+  std::vector<Entry> entries = entries_of(model);
+  for (Entry& e : entries) {
+    if (!is_tiled(model.weights.at(e.rule->roles[0], e.layer).format)) continue;
+    const auto r = reports.find({e.layer, e.rule->roles[0]});
+    THIMBLE_CHECK(r != reports.end() && r->second->bits > 0);
+    e.spec = r->second->weight_spec;
+  }
+  PackedOptions options;
+  options.format = format;
+  options.provenance = provenance;
+  return PackedWriter(model, kernels, std::move(entries), options).run(dir, std::move(config));
+}
+
+void require_packed_format(const Model& model, PackedFormat format, const WeightSpec& spec, bool permuted) {
+  for (const Entry& e : entries_of(model)) {
+    if (!e.linear) continue;
+    PackedModule m = empty_module(model, *e.rule, e.layer);
+    m.spec = spec;
+    m.group = group_width(spec, m.in);
+    m.groups = group_count(spec, m.in);
+    m.scales_f16.resize(1);
+    if (permuted && m.groups > 1) m.perm.resize(1);
+    refuse_module(format, m);
+  }
+}
+
+PackedReport write_quantized(const std::string& dir, const Model& model, const KernelTable& kernels, Json config, const PackedOptions& options) {
+  PackedReport report;
+  std::vector<Entry> entries = entries_of(model);
+  const auto any_tiled = [&](const Entry& e) {
+    return std::any_of(e.rule->roles.begin(), e.rule->roles.end(), [&](Role role) { return is_tiled(model.weights.at(role, e.layer).format); });
+  };
+  const bool quantized = std::any_of(entries.begin(), entries.end(), [&](const Entry& e) { return e.linear && any_tiled(e); });
+  bool symmetric = true;
+  for (Entry& e : entries) {
+    const bool tiled = any_tiled(e), head = e.rule->roles[0] == Role::lm_head;
+    if (!e.linear && !(tiled && head && options.format == PackedFormat::gptq)) continue;
+    if (!tiled) {
+      if (quantized) continue;
+      e.spec = options.spec;
+      e.round = true;
+      ++report.rounded;
       continue;
     }
-    const auto [m, p] = pack(e);
-    writer.write(m.name + ".qweight", p.qweight.data(), p.qweight.size() * 4);
-    writer.write(m.name + ".qzeros", p.qzeros.data(), p.qzeros.size() * 4);
-    writer.write(m.name + ".scales", p.scales.data(), p.scales.size() * 2);
-    writer.write(m.name + ".g_idx", p.g_idx.data(), p.g_idx.size() * 4);
+    std::string why = "a grid with minima, or of several kinds";
+    if (is_one_grid(model, *e.rule, e.layer)) {
+      PackedModule m = unpack_tiles(model, *e.rule, e.layer, {});
+      m.spec = grid_of(options.format, m);
+      why = cannot_hold(options.format, m);
+      if (why.empty()) {
+        e.spec = m.spec;
+        symmetric = symmetric && m.spec.symmetric;
+        ++report.kept;
+        continue;
+      }
+    }
+    if (head) continue;  // in floats then
+    e.spec = options.spec;
+    e.round = true;
+    report.requantized.push_back(rule_name(*e.rule, e.layer) + ": " + why);
   }
-  write_file(join_path(dir, "config.json"), config.dump(2) + "\n");
-  writer.finish();
-  return bytes;
+  // A few linears of an asymmetric model may have the middle as their zero point everywhere; they are no grid of their own.
+  for (Entry& e : entries)
+    if (e.spec && !e.round) e.spec->symmetric = symmetric;
+  report.bytes = PackedWriter(model, kernels, std::move(entries), options).run(dir, std::move(config));
+  return report;
 }
 
 }  // namespace thimble

@@ -27,7 +27,7 @@ using Json = nlohmann::ordered_json;
 struct CompressVerb {
   CommonOptions common;
   bool prune = false;
-  std::string model, out, tokenizer, method, spec, sparsity, policy, calib = "self", eval = "self";
+  std::string model, out, tokenizer, method, spec, sparsity, policy, calib = "self", eval = "self", format = "gptq";
   std::vector<std::string> compare;
   int64_t calib_tokens = 32768, eval_tokens = 16384, ctx = 0, stride = 0;
   double damp = 0.01, max_kl = -1;
@@ -108,6 +108,7 @@ Json summary(const CompressVerb& o, const Session& session, const CompressReport
     j["sparsity"] = o.sparsity;
   else
     j["spec"] = o.spec;
+  if (!o.prune) j["format"] = o.format;
   j["compression"] = r.compression;
   j["isa"] = tier_name(session.kernels().tier);
   j["threads"] = session.threads();
@@ -193,9 +194,12 @@ int run_compress(const CompressVerb& o) {
   if (o.compare.empty()) options = compress_options(o);
   LoadOptions load;
   load.budget = &session.budget();
+  const PackedFormat format = parse_packed_format(o.format);
   Model before = load_model(o.model, session.kernels(), load);
   if (!o.common.quiet)
     for (const std::string& w : before.warnings) warn(w);
+  if (o.compare.empty() && options.quantizes())
+    require_packed_format(before, format, options.spec, options.method == CompressMethod::gptq && options.act_order && !options.static_groups);
   if (!o.compare.empty()) return run_compare(o, session, before, *ctx);
 
   const int64_t length = sequence_length(o.ctx, before);
@@ -244,7 +248,7 @@ int run_compress(const CompressVerb& o) {
       if (!o.tokenizer.empty()) throw;
       warn(std::string("no tokenizer is written: ") + e.what());
     }
-    write_compressed(o.out, model, session.kernels(), base_config(before), report, provenance);
+    write_compressed(o.out, model, session.kernels(), base_config(before), report, provenance, format);
     say(o.common, fmt::format("{}: compressed in {:.1f} s", o.out, seconds_now() - compress_start));
   }
 
@@ -322,16 +326,20 @@ void add_quantize(CLI::App& app, Run* run) {
   command->footer(
       "Examples:\n"
       "  thimble quantize --model DIR --out DIR4 --method gptq --spec int4-g64-asym\n"
+      "  thimble quantize --model DIR --out DIR-awq --method awq --format awq --spec int4-g128-asym\n"
       "  thimble quantize --model DIR --out DIR3 --method awq --spec int3-g64-asym --calib corpus.txt --eval other.txt --max-kl 0.1\n"
       "  thimble quantize --model DIR --compare rtn:int4-g64-asym,gptq:int4-g64-asym,awq:int4-g64-asym --eval-tokens 32768\n"
       "Specs: int{8,4,3,2}-{g32|g64|g128|row}-{sym|asym}: bits, columns per scale, grid. Embeddings, head and norms stay as\n"
-      "they are. The result is a directory in the GPTQ layout whichever method chose the codes. Figures compare the written\n"
-      "model with the original: KL divergence and same first choice; perplexity beside them.");
+      "they are. The result is a directory in the layout of --format whichever method chose the codes: awq holds 4 bits without\n"
+      "act-order, int-quantized 8 bits. Figures compare the written model with the original: KL divergence and same first\n"
+      "choice; perplexity beside them.");
   auto o = std::make_shared<CompressVerb>();
   o->method = "gptq";
   o->spec = "int4-g128-asym";
   command->add_option("--method", o->method, "rtn, rtn-clip, gptq (default) or awq")->check(CLI::IsMember({"rtn", "rtn-clip", "gptq", "awq"}));
   command->add_option("--spec", o->spec, "default int4-g128-asym");
+  command->add_option("--format", o->format, "layout of the file: gptq (default), awq, compressed-tensors or int-quantized (compressed-tensors, 8 bits)")
+      ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "int-quantized"}));
   command->add_flag("--no-act-order", o->no_act_order, "gptq: round columns from left to right");
   command->add_flag("--dynamic-groups", o->dynamic_groups, "gptq: grids from the weights as compensated so far (with act-order: permuted columns)");
   command->add_flag("--clip", o->clip, "gptq: shrink ranges as rtn-clip does");

@@ -35,7 +35,7 @@ nlohmann::ordered_json base_config(const Model& model) {
     const std::string path = is_directory(model.path) ? join_path(model.path, "config.json") : model.path;
     const nlohmann::json checked = parse_json_file(path);
     nlohmann::ordered_json config = nlohmann::ordered_json::parse(read_file(path));
-    config.erase("quantization_config");
+    for (const char* key : {"quantization_config", "compression_config"}) config.erase(key);
     return config;
   }
   const ModelConfig& c = model.config;
