@@ -372,9 +372,17 @@ PackedReport write_quantized(const std::string& dir, const Model& model, const K
     e.round = true;
     report.requantized.push_back(rule_name(*e.rule, e.layer) + ": " + why);
   }
-  // A few linears of an asymmetric model may have the middle as their zero point everywhere; they are no grid of their own.
-  for (Entry& e : entries)
-    if (e.spec && !e.round) e.spec->symmetric = symmetric;
+  // A few linears of an asymmetric model may have the middle as their zero point everywhere, or be exactly one group wide:
+  // they are no grid of their own.
+  std::map<int64_t, int64_t> groups;
+  for (const Entry& e : entries)
+    if (e.spec && !e.round && e.spec->group > 0) ++groups[e.spec->group];
+  const auto most = std::max_element(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  for (Entry& e : entries) {
+    if (!e.spec || e.round) continue;
+    e.spec->symmetric = symmetric;
+    if (e.spec->group == 0 && most != groups.end() && model.weights.at(e.rule->roles[0], e.layer).cols == most->first) e.spec->group = most->first;
+  }
   report.bytes = PackedWriter(model, kernels, std::move(entries), options).run(dir, std::move(config));
   return report;
 }
