@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kMaxPattern = 4096;
 // Of backtracking: names of modules have a hundred characters at most.
-constexpr uint32_t kMatchLimit = 1'000'000, kHeapLimitKiB = 16 << 10;
+constexpr uint32_t kMatchLimit = 100'000, kHeapLimitKiB = 16 << 10;
 
 std::string stated_method(const JsonObject& o) {
   for (const char* key : {"method", "quant_method"})

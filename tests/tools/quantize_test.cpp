@@ -69,6 +69,30 @@ TEST_F(Quantize, WritesAModelThatEveryVerbReads) {
   }
 }
 
+TEST_F(Quantize, LayoutsOfOtherPrograms) {
+  struct Layout {
+    const char *format, *spec, *quantization;
+  };
+  for (const Layout& l : {Layout{"awq", "int4-g32-asym", "awq 4-bit g32 asym"}, {"compressed-tensors", "int4-g32-sym", "compressed-tensors pack-quantized 4-bit g32 sym"},
+                          {"int-quantized", "int8-row-sym", "compressed-tensors int-quantized 8-bit row sym"}}) {
+    SCOPED_TRACE(l.format);
+    const std::string out = *dir_ / (std::string("layout-") + l.format);
+    const nlohmann::json j = expect_json(thimble(quantize(out, {"--method", "awq", "--spec", l.spec, "--format", l.format})), "thimble.quantize/1");
+    EXPECT_EQ(j["format"], l.format);
+    EXPECT_LT(j["bytes_after"].get<int64_t>(), j["bytes_before"].get<int64_t>());
+    EXPECT_EQ(expect_json(thimble({"model", "info", out, "--json"}), "thimble.model/1")["quantization"], l.quantization);
+    // The same codes as in the default layout: the same distance from the original.
+    const nlohmann::json same = expect_json(thimble(quantize(out + "-gptq", {"--method", "awq", "--spec", l.spec})), "thimble.quantize/1");
+    EXPECT_EQ(same["kl_mean"], j["kl_mean"]);
+  }
+  expect_failure(thimble(quantize(*dir_ / "x", {"--format", "awq", "--spec", "int3-g32-asym"})), 5, {"--format awq", "3 bits", "hint:"});
+  expect_failure(thimble(quantize(*dir_ / "x", {"--format", "awq", "--spec", "int4-g64-asym"})), 5, {"down_proj", "96 inputs"});
+  expect_failure(thimble(quantize(*dir_ / "x", {"--format", "awq", "--spec", "int4-g32-asym", "--dynamic-groups"})), 5, {"act-order"});
+  expect_failure(thimble(quantize(*dir_ / "x", {"--format", "int-quantized", "--spec", "int4-g32-asym"})), 5, {"4 bits"});
+  expect_failure(thimble(quantize(*dir_ / "x", {"--format", "marlin"})), 2, {"marlin"});
+  EXPECT_FALSE(std::filesystem::exists(*dir_ / "x/model.safetensors"));
+}
+
 TEST_F(Quantize, SameSeedSameBytes) {
   for (int i = 0; i < 2; ++i)
     expect_json(thimble(quantize(*dir_ / ("same-" + std::to_string(i)), {"--spec", "int3-row-sym", "--threads", std::to_string(i + 1), "--seed", "5", "--eval", "none"})), "thimble.quantize/1");
