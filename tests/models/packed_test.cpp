@@ -132,12 +132,13 @@ TEST(Packed, CodesSurviveAChangeOfLayout) {
     EXPECT_EQ(planned.bytes, r.bytes);
     EXPECT_EQ(planned.kept, r.kept);
     EXPECT_EQ(r.rounded, 0);
-    if (c.kept) EXPECT_GT(r.kept, 0);
+    EXPECT_TRUE(r.kept > 0 || !c.kept);
     EXPECT_EQ(r.requantized.empty(), c.kept);
     Model again = load_model(out / "real", e.kernels);
     if (c.kept) {
       expect_same_weights(e.kernels, model, again);
-      if (c.format != PackedFormat::int_quantized) EXPECT_TRUE(same_bits(logits(model, *e.ctx), logits(again, *e.ctx)));
+      // The same products in tiles of 8 bits are sums in another order.
+      EXPECT_TRUE(c.format == PackedFormat::int_quantized || same_bits(logits(model, *e.ctx), logits(again, *e.ctx)));
     } else {
       ASSERT_FALSE(r.requantized.empty());
       EXPECT_NE(r.requantized[0].find("act-order"), std::string::npos) << r.requantized[0];
