@@ -122,26 +122,22 @@ WeightSpec grid_of(PackedFormat format, const PackedModule& m) {
 // A tensor of the file to write.
 struct Entry {
   const TensorRule* rule;
-  int64_t layer;
-  bool linear;                     // of a layer; embeddings and heads are not rounded
+  int64_t layer, block;
+  bool linear;                     // of a layer; embeddings, heads and routers are not rounded
   std::optional<WeightSpec> spec;  // of a quantized one
   bool round;                      // from floats
 };
 
 bool is_linear(const TensorRule& rule, const RoleShape& shape) {
-  return role_is_layer(rule.roles[0]) && !shape.vector && std::strstr(role_name(rule.roles[0]), "router") == nullptr;
+  return role_is_layer(rule.roles[0]) && !shape.vector && rule.roles[0] != Role::router_w;
 }
 
 std::vector<Entry> entries_of(const Model& model) {
   std::vector<Entry> entries;
-  for (const TensorRule& rule : model.family->tensors) {
-    const int64_t copies = role_is_layer(rule.roles[0]) ? model.config.n_layers : 1;
-    for (int64_t l = 0; l < copies; ++l) {
-      const RoleShape shape = role_shape(model.config, rule.roles[0]);
-      if (shape.rows == 0 || !model.weights.at(rule.roles[0], l)) continue;
-      entries.push_back({&rule, l, is_linear(rule, shape), std::nullopt, false});
-    }
-  }
+  for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t l, int64_t block) {
+    if (model.weights.at(rule.roles[0], l))
+      entries.push_back({&rule, l, block, is_linear(rule, role_shape(model.config, rule.roles[0])), std::nullopt, false});
+  });
   return entries;
 }
 
@@ -262,13 +258,13 @@ class PackedWriter {
   }
 
   void declare(const Entry& e, SafetensorsWriter* writer) {
-    const std::string name = rule_name(*e.rule, e.layer);
+    const std::string name = rule_name(*e.rule, e.layer, e.block);
     if (!e.spec) {
       const ExportedTensor t = export_tensor(model_, kernels_, name);
       declare_one(writer, name, dtype_of(model_.weights.at(e.rule->roles[0], e.layer)), t.shape);
       const Role role = e.rule->roles[0];
       const std::string module = name.substr(0, name.size() - std::strlen(".weight"));
-      if (e.linear) packed_.dense.push_back(module);
+      if (e.linear || role == Role::router_w) packed_.dense.push_back(module);
       if (role == Role::lm_head || role == Role::project_in || role == Role::project_out) packed_.heads.push_back(module);
       return;
     }
@@ -286,7 +282,7 @@ class PackedWriter {
 
   void write(const Entry& e, SafetensorsWriter& writer) {
     if (!e.spec) {
-      ExportedTensor t = export_tensor(model_, kernels_, rule_name(*e.rule, e.layer));
+      ExportedTensor t = export_tensor(model_, kernels_, rule_name(*e.rule, e.layer, e.block));
       const std::string name = t.name, data = stored_bytes_of(model_, kernels_, *e.rule, e.layer, std::move(t));
       writer.write(name, data.data(), data.size());
       return;
