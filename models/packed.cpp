@@ -43,7 +43,8 @@ bool is_one_grid(const Model& model, const TensorRule& rule, int64_t layer) {
   return std::all_of(rule.roles.begin(), rule.roles.end(), [&](Role role) {
     const Weight& w = model.weights.at(role, layer);
     return is_tiled(w.format) && !w.mins && w.cols == first.cols && w.group == first.group &&
-           (w.perm != nullptr) == (first.perm != nullptr) && (!w.perm || std::equal(w.perm, w.perm + w.cols, first.perm));
+           (w.perm != nullptr) == (first.perm != nullptr) &&
+           (!w.perm || std::equal(w.perm, w.perm + w.cols, first.perm));
   });
 }
 
@@ -70,13 +71,15 @@ PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t la
       for (int64_t c = 0; c < m.in; ++c) {
         const CodePlace place = code_place(w.format, lane, c);
         const int mask = (1 << format_bits(w.format)) - 1;
-        m.codes[at(to * m.in + c)] = static_cast<uint8_t>(codes[tile * g.steps * 64 + place.byte] >> place.shift & mask);
+        m.codes[at(to * m.in + c)] =
+            static_cast<uint8_t>(codes[tile * g.steps * 64 + place.byte] >> place.shift & mask);
       }
       for (int64_t k = 0; k < m.groups; ++k) {
         const int64_t from = (tile * g.groups + k) * kTileRows + lane;
         const size_t i = at(to * m.groups + k);
         m.zeros[i] = tile_zero(w, g, r, k);
-        m.scales_f16[i] = w.scale_f32 ? f16_bits(static_cast<const float*>(w.scales)[from]) : static_cast<const uint16_t*>(w.scales)[from];
+        m.scales_f16[i] = w.scale_f32 ? f16_bits(static_cast<const float*>(w.scales)[from])
+                                      : static_cast<const uint16_t*>(w.scales)[from];
         m.scales_f32[i] = w.scale_f32 ? static_cast<const float*>(w.scales)[from] : f16_value(m.scales_f16[i]);
         exact = exact && f16_value(m.scales_f16[i]) == m.scales_f32[i];
       }
@@ -87,14 +90,16 @@ PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t la
 }
 
 // The same linear from floats, rounded to nearest.
-PackedModule round_module(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const WeightSpec& spec, int threads) {
+PackedModule round_module(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer,
+                          const WeightSpec& spec, int threads) {
   PackedModule m = empty_module(model, rule, layer);
   std::vector<float> dense(at(m.out * m.in));
   for (size_t part = 0; part < rule.roles.size(); ++part) {
     const Weight& w = model.weights.at(rule.roles[part], layer);
     std::vector<float> values(at(w.numel()));
     dequantize(kernels, w, values.data());
-    for (int64_t r = 0; r < w.rows; ++r) std::copy_n(&values[at(r * m.in)], m.in, &dense[at(file_row(model.config, rule, part, r) * m.in)]);
+    for (int64_t r = 0; r < w.rows; ++r)
+      std::copy_n(&values[at(r * m.in)], m.in, &dense[at(file_row(model.config, rule, part, r) * m.in)]);
   }
   check_finite(dense.data(), m.out * m.in);
   QuantizedMatrix q = quantize_rtn(dense.data(), m.out, m.in, spec, nullptr, threads);
@@ -110,7 +115,8 @@ PackedModule round_module(const Model& model, const KernelTable& kernels, const 
 // The grid that a linear with codes lies on: the fewest bits of the format that hold its codes and zero points.
 WeightSpec grid_of(PackedFormat format, const PackedModule& m) {
   WeightSpec spec;
-  const uint8_t largest = std::max(*std::max_element(m.codes.begin(), m.codes.end()), *std::max_element(m.zeros.begin(), m.zeros.end()));
+  const uint8_t largest =
+      std::max(*std::max_element(m.codes.begin(), m.codes.end()), *std::max_element(m.zeros.begin(), m.zeros.end()));
   spec.bits = largest < 4 ? 2 : largest < 8 ? 3 : largest < 16 ? 4 : 8;
   if (format == PackedFormat::awq) spec.bits = std::max(spec.bits, 4);
   if (format == PackedFormat::int_quantized) spec.bits = 8;
@@ -136,17 +142,21 @@ std::vector<Entry> entries_of(const Model& model) {
   std::vector<Entry> entries;
   for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t l, int64_t block) {
     if (model.weights.at(rule.roles[0], l))
-      entries.push_back({&rule, l, block, is_linear(rule, role_shape(model.config, rule.roles[0])), std::nullopt, false});
+      entries.push_back(
+          {&rule, l, block, is_linear(rule, role_shape(model.config, rule.roles[0])), std::nullopt, false});
   });
   return entries;
 }
 
 SafetensorsDtype dtype_of(const Weight& w) {
-  return w.format == WeightFormat::f16 ? SafetensorsDtype::f16 : w.format == WeightFormat::bf16 ? SafetensorsDtype::bf16 : SafetensorsDtype::f32;
+  return w.format == WeightFormat::f16    ? SafetensorsDtype::f16
+         : w.format == WeightFormat::bf16 ? SafetensorsDtype::bf16
+                                          : SafetensorsDtype::f32;
 }
 
 // The bytes of a tensor that is not quantized, in the dtype that the model holds it in.
-std::string stored_bytes_of(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, ExportedTensor t) {
+std::string stored_bytes_of(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer,
+                            ExportedTensor t) {
   if (moves_rotary_rows(model.config) && is_query_or_key(rule.roles[0]) && t.shape.size() == 2) {
     const std::vector<float> from = t.data;
     const int64_t cols = t.shape[1];
@@ -250,7 +260,8 @@ class PackedWriter {
     quantized_ = most > 0;
   }
 
-  void declare_one(SafetensorsWriter* writer, const std::string& name, SafetensorsDtype dtype, const std::vector<int64_t>& shape) {
+  void declare_one(SafetensorsWriter* writer, const std::string& name, SafetensorsDtype dtype,
+                   const std::vector<int64_t>& shape) {
     if (writer) writer->declare(name, dtype, shape);
     int64_t n = safetensors_dtype_bits(dtype) / 8;
     for (int64_t d : shape) n *= d;
@@ -265,7 +276,8 @@ class PackedWriter {
       const Role role = e.rule->roles[0];
       const std::string module = name.substr(0, name.size() - std::strlen(".weight"));
       if (e.linear || role == Role::router_w) packed_.dense.push_back(module);
-      if (role == Role::lm_head || role == Role::project_in || role == Role::project_out) packed_.heads.push_back(module);
+      if (role == Role::lm_head || role == Role::project_in || role == Role::project_out)
+        packed_.heads.push_back(module);
       return;
     }
     const PackedModule m = module_of(e);
@@ -275,8 +287,7 @@ class PackedWriter {
     if (*e.spec != packed_.common) packed_.others.emplace_back(m.name, *e.spec);
     const std::vector<PackedTensor> tensors = pack_module(options_.format, m, false);
     for (const PackedTensor& t : tensors) declare_one(writer, t.name, t.dtype, t.shape);
-    if (options_.format == PackedFormat::gptq &&
-        (tensors[0].shape[1] != m.out || tensors[3].shape[0] != m.in))
+    if (options_.format == PackedFormat::gptq && (tensors[0].shape[1] != m.out || tensors[3].shape[0] != m.in))
       packed_.shapes[m.name] = {m.out, m.in};
   }
 
@@ -289,7 +300,8 @@ class PackedWriter {
     }
     const PackedModule m = module_of(e);
     if (options_.progress) options_.progress(m.name);
-    for (const PackedTensor& t : pack_module(options_.format, m, packed_.v2)) writer.write(t.name, t.bytes.data(), t.bytes.size());
+    for (const PackedTensor& t : pack_module(options_.format, m, packed_.v2))
+      writer.write(t.name, t.bytes.data(), t.bytes.size());
   }
 
   const Model& model_;
@@ -333,13 +345,16 @@ void require_packed_format(const Model& model, PackedFormat format, const Weight
   }
 }
 
-PackedReport write_quantized(const std::string& dir, const Model& model, const KernelTable& kernels, Json config, const PackedOptions& options) {
+PackedReport write_quantized(const std::string& dir, const Model& model, const KernelTable& kernels, Json config,
+                             const PackedOptions& options) {
   PackedReport report;
   std::vector<Entry> entries = entries_of(model);
   const auto any_tiled = [&](const Entry& e) {
-    return std::any_of(e.rule->roles.begin(), e.rule->roles.end(), [&](Role role) { return is_tiled(model.weights.at(role, e.layer).format); });
+    return std::any_of(e.rule->roles.begin(), e.rule->roles.end(),
+                       [&](Role role) { return is_tiled(model.weights.at(role, e.layer).format); });
   };
-  const bool quantized = std::any_of(entries.begin(), entries.end(), [&](const Entry& e) { return e.linear && any_tiled(e); });
+  const bool quantized =
+      std::any_of(entries.begin(), entries.end(), [&](const Entry& e) { return e.linear && any_tiled(e); });
   bool symmetric = true;
   for (Entry& e : entries) {
     const bool tiled = any_tiled(e), head = e.rule->roles[0] == Role::lm_head;
@@ -368,16 +383,18 @@ PackedReport write_quantized(const std::string& dir, const Model& model, const K
     e.round = true;
     report.requantized.push_back(rule_name(*e.rule, e.layer) + ": " + why);
   }
-  // A few linears of an asymmetric model may have the middle as their zero point everywhere, or be exactly one group wide:
-  // they are no grid of their own.
+  // A few linears of an asymmetric model may have the middle as their zero point everywhere, or be exactly one group
+  // wide: they are no grid of their own.
   std::map<int64_t, int64_t> groups;
   for (const Entry& e : entries)
     if (e.spec && !e.round && e.spec->group > 0) ++groups[e.spec->group];
-  const auto most = std::max_element(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto most =
+      std::max_element(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   for (Entry& e : entries) {
     if (!e.spec || e.round) continue;
     e.spec->symmetric = symmetric;
-    if (e.spec->group == 0 && most != groups.end() && model.weights.at(e.rule->roles[0], e.layer).cols == most->first) e.spec->group = most->first;
+    if (e.spec->group == 0 && most != groups.end() && model.weights.at(e.rule->roles[0], e.layer).cols == most->first)
+      e.spec->group = most->first;
   }
   report.bytes = PackedWriter(model, kernels, std::move(entries), options).run(dir, std::move(config));
   return report;

@@ -1,6 +1,6 @@
-// Writing a model with quantized linears so that it loads again with the same bits: config.json and model.safetensors in
-// a layout that other programs read (packed_formats.h), whichever method chose the codes. Everything else keeps the dtype
-// that the model holds it in. See models/README.md for what is ours in quantization_config.
+// Writing a model with quantized linears so that it loads again with the same bits: config.json and model.safetensors
+// in a layout that other programs read (packed_formats.h), whichever method chose the codes. Everything else keeps the
+// dtype that the model holds it in. See models/README.md for what is ours in quantization_config.
 #pragma once
 
 #include <functional>
@@ -17,41 +17,42 @@ namespace thimble {
 // quantization_config. provenance: goes into quantization_config as "thimble". Returns the bytes of model.safetensors.
 // The rows of a llama2.c model's q and k are written in the order that Hugging Face expects, so the written model's
 // attention scores are the same sums in another order; every other model gives the same bits when it is loaded.
-// Errors: budget or input when the directory cannot be written; unsupported, naming the linear, for what the format cannot
-// hold.
+// Errors: budget or input when the directory cannot be written; unsupported, naming the linear, for what the format
+// cannot hold.
 int64_t write_compressed(const std::string& dir, const Model& model, const KernelTable& kernels,
                          nlohmann::ordered_json config, const CompressReport& report,
                          const nlohmann::ordered_json& provenance, PackedFormat format = PackedFormat::gptq);
 
-// Throws unsupported, naming the linear, when the format cannot hold the linears of a model on this grid. permuted: with
-// columns in act-order. Lets a caller fail before the work.
+// Throws unsupported, naming the linear, when the format cannot hold the linears of a model on this grid. permuted:
+// with columns in act-order. Lets a caller fail before the work.
 void require_packed_format(const Model& model, PackedFormat format, const WeightSpec& spec, bool permuted);
 
 struct PackedOptions {
   PackedFormat format = PackedFormat::gptq;
-  WeightSpec spec;             // of linears that are rounded
+  WeightSpec spec;  // of linears that are rounded
   nlohmann::ordered_json provenance = nlohmann::ordered_json::object();
   int threads = 1;
-  bool dry_run = false;        // count only
+  bool dry_run = false;                                     // count only
   std::function<void(const std::string& module)> progress;  // before each quantized linear
 };
 
 struct PackedReport {
-  int64_t bytes = 0;           // of tensor data
-  int64_t kept = 0;            // linears whose codes are those of the model
-  int64_t rounded = 0;         // linears that were rounded to nearest from floats
-  std::vector<std::string> requantized;  // linears with codes that the format cannot hold, so rounded again: "name: why"
+  int64_t bytes = 0;    // of tensor data
+  int64_t kept = 0;     // linears whose codes are those of the model
+  int64_t rounded = 0;  // linears that were rounded to nearest from floats
+  std::vector<std::string>
+      requantized;  // linears with codes that the format cannot hold, so rounded again: "name: why"
 };
 
-// Any model. Linears that lie on a grid of codes, scales and zero points which the format can hold keep them; in a model
-// without any quantized linear all of them are rounded to nearest with the spec; in a quantized one, linears in floats stay
-// in floats. Embeddings, head and norms are never rounded. At most one tensor lies in memory besides the model.
-// config, errors: as above.
+// Any model. Linears that lie on a grid of codes, scales and zero points which the format can hold keep them; in a
+// model without any quantized linear all of them are rounded to nearest with the spec; in a quantized one, linears in
+// floats stay in floats. Embeddings, head and norms are never rounded. At most one tensor lies in memory besides the
+// model. config, errors: as above.
 PackedReport write_quantized(const std::string& dir, const Model& model, const KernelTable& kernels,
                              nlohmann::ordered_json config, const PackedOptions& options);
 
-// Where row `row` of a query or key matrix of a model with neighbouring rotary pairs (2j, 2j + 1) stands in the order with
-// halves (j, j + head_dim / 2); the row itself for other models.
+// Where row `row` of a query or key matrix of a model with neighbouring rotary pairs (2j, 2j + 1) stands in the order
+// with halves (j, j + head_dim / 2); the row itself for other models.
 int64_t rotary_file_row(const ModelConfig& config, int64_t row);
 // Whether rows move at all: the model's pairs are not those of its family's Hugging Face files.
 inline bool moves_rotary_rows(const ModelConfig& config) {

@@ -27,7 +27,10 @@ std::string bytes_of(const std::vector<T>& values) {
 
 // Scales [out, groups] as the narrowest type that holds them; by_group: [groups, out].
 PackedTensor scale_tensor(const std::string& name, const PackedModule& m, bool by_group) {
-  PackedTensor t{name, SafetensorsDtype::f16, by_group ? std::vector<int64_t>{m.groups, m.out} : std::vector<int64_t>{m.out, m.groups}, {}};
+  PackedTensor t{name,
+                 SafetensorsDtype::f16,
+                 by_group ? std::vector<int64_t>{m.groups, m.out} : std::vector<int64_t>{m.out, m.groups},
+                 {}};
   const auto in_order = [&](auto values) {
     if (!by_group) return values;
     auto turned = values;
@@ -51,8 +54,9 @@ PackedTensor scale_tensor(const std::string& name, const PackedModule& m, bool b
 std::vector<PackedTensor> pack_as_gptq(const PackedModule& m, bool v2) {
   // Scales go through scale_tensor unless they are padded, which only f16 ones are.
   const std::vector<uint16_t> none(m.scales_f16.empty() ? m.zeros.size() : 0);
-  const GptqPacked p = pack_gptq(m.out, m.in, m.spec.bits, m.group, m.codes.data(), m.zeros.data(),
-                                 m.scales_f16.empty() ? none.data() : m.scales_f16.data(), m.perm.empty() ? nullptr : m.perm.data(), v2);
+  const GptqPacked p =
+      pack_gptq(m.out, m.in, m.spec.bits, m.group, m.codes.data(), m.zeros.data(),
+                m.scales_f16.empty() ? none.data() : m.scales_f16.data(), m.perm.empty() ? nullptr : m.perm.data(), v2);
   const int64_t bits = m.spec.bits;
   std::vector<PackedTensor> tensors = {
       {m.name + ".qweight", SafetensorsDtype::i32, {p.in_padded * bits / 32, p.out_padded}, bytes_of(p.qweight)},
@@ -78,7 +82,8 @@ std::vector<PackedTensor> pack_as_compressed(const PackedModule& m, bool bytes) 
     for (uint8_t& c : codes) c = static_cast<uint8_t>(c - (1 << (bits - 1)));
     for (uint8_t& z : zeros) z = static_cast<uint8_t>(z - (1 << (bits - 1)));
     tensors.push_back({m.name + ".weight", SafetensorsDtype::i8, {m.out, m.in}, bytes_of(codes)});
-    if (!m.spec.symmetric) tensors.push_back({m.name + ".weight_zero_point", SafetensorsDtype::i8, {m.out, m.groups}, bytes_of(zeros)});
+    if (!m.spec.symmetric)
+      tensors.push_back({m.name + ".weight_zero_point", SafetensorsDtype::i8, {m.out, m.groups}, bytes_of(zeros)});
   } else {
     // Codes stand in the order of the inputs.
     std::vector<uint8_t> codes = m.codes;
@@ -87,13 +92,21 @@ std::vector<PackedTensor> pack_as_compressed(const PackedModule& m, bool bytes) 
         for (int64_t c = 0; c < m.in; ++c) codes[at(o * m.in + m.perm[at(c)])] = m.codes[at(o * m.in + c)];
     const CtPacked p = pack_compressed(m.out, m.in, m.groups, bits, codes.data(), m.zeros.data());
     const int64_t per_word = ct_per_word(bits);
-    tensors.push_back({m.name + ".weight_packed", SafetensorsDtype::i32, {m.out, (m.in + per_word - 1) / per_word}, bytes_of(p.weight)});
-    tensors.push_back({m.name + ".weight_shape", SafetensorsDtype::i64, {2}, bytes_of(std::vector<int64_t>{m.out, m.in})});
+    tensors.push_back({m.name + ".weight_packed",
+                       SafetensorsDtype::i32,
+                       {m.out, (m.in + per_word - 1) / per_word},
+                       bytes_of(p.weight)});
+    tensors.push_back(
+        {m.name + ".weight_shape", SafetensorsDtype::i64, {2}, bytes_of(std::vector<int64_t>{m.out, m.in})});
     if (!m.spec.symmetric)
-      tensors.push_back({m.name + ".weight_zero_point", SafetensorsDtype::i32, {(m.out + per_word - 1) / per_word, m.groups}, bytes_of(p.zero_point)});
+      tensors.push_back({m.name + ".weight_zero_point",
+                         SafetensorsDtype::i32,
+                         {(m.out + per_word - 1) / per_word, m.groups},
+                         bytes_of(p.zero_point)});
     if (m.ordered && m.spec.group > 0) {
       std::vector<int32_t> group(at(m.in));
-      for (int64_t c = 0; c < m.in; ++c) group[at(m.perm.empty() ? c : m.perm[at(c)])] = static_cast<int32_t>(c / m.group);
+      for (int64_t c = 0; c < m.in; ++c)
+        group[at(m.perm.empty() ? c : m.perm[at(c)])] = static_cast<int32_t>(c / m.group);
       tensors.push_back({m.name + ".weight_g_idx", SafetensorsDtype::i32, {m.in}, bytes_of(group)});
     }
   }
@@ -104,10 +117,12 @@ std::vector<PackedTensor> pack_as_compressed(const PackedModule& m, bool bytes) 
 Json gptq_config(const PackedModel& model) {
   Json dynamic = Json::object();
   for (const auto& [name, spec] : model.others)
-    dynamic[gptq_dynamic_key(name, true)] = {{"bits", spec.bits}, {"group_size", spec.group > 0 ? spec.group : -1}, {"sym", spec.symmetric}};
+    dynamic[gptq_dynamic_key(name, true)] = {
+        {"bits", spec.bits}, {"group_size", spec.group > 0 ? spec.group : -1}, {"sym", spec.symmetric}};
   for (const std::string& name : model.dense) dynamic[gptq_dynamic_key(name, false)] = Json::object();
   const char* layout = model.v2 ? "gptq_v2" : "gptq";
-  const bool symmetric = model.common.symmetric && std::all_of(model.others.begin(), model.others.end(), [](const auto& o) { return o.second.symmetric; });
+  const bool symmetric = model.common.symmetric && std::all_of(model.others.begin(), model.others.end(),
+                                                               [](const auto& o) { return o.second.symmetric; });
   Json q = {{"quant_method", "gptq"},
             {"method", "gptq"},
             {"bits", model.common.bits},
@@ -125,8 +140,8 @@ Json gptq_config(const PackedModel& model) {
 Json awq_config(const PackedModel& model) {
   if (!model.others.empty())
     throw Error(ErrorCode::unsupported,
-                fmt::format("--format awq: {} is {}, most linears are {}: the layout has one grid for all", model.others[0].first,
-                            model.others[0].second.name(), model.common.name()),
+                fmt::format("--format awq: {} is {}, most linears are {}: the layout has one grid for all",
+                            model.others[0].first, model.others[0].second.name(), model.common.name()),
                 "use one spec for all linears, or the format gptq");
   std::vector<std::string> floats = model.dense;
   floats.insert(floats.end(), model.heads.begin(), model.heads.end());
@@ -140,18 +155,25 @@ Json awq_config(const PackedModel& model) {
 
 Json compressed_config(const PackedModel& model, bool bytes) {
   const auto group = [&](const WeightSpec& spec, const Json& targets) {
-    Json weights = {{"num_bits", spec.bits}, {"type", "int"}, {"symmetric", spec.symmetric}, {"strategy", spec.group > 0 ? "group" : "channel"},
-                    {"group_size", spec.group > 0 ? Json(spec.group) : Json(nullptr)}, {"actorder", model.permuted && spec.group > 0 ? Json("group") : Json(nullptr)},
+    Json weights = {{"num_bits", spec.bits},
+                    {"type", "int"},
+                    {"symmetric", spec.symmetric},
+                    {"strategy", spec.group > 0 ? "group" : "channel"},
+                    {"group_size", spec.group > 0 ? Json(spec.group) : Json(nullptr)},
+                    {"actorder", model.permuted && spec.group > 0 ? Json("group") : Json(nullptr)},
                     {"dynamic", false}};
     Json inputs;
-    if (bytes) inputs = {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
-    return Json{{"targets", targets}, {"weights", weights}, {"input_activations", inputs}, {"output_activations", nullptr}};
+    if (bytes)
+      inputs = {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
+    return Json{
+        {"targets", targets}, {"weights", weights}, {"input_activations", inputs}, {"output_activations", nullptr}};
   };
   Json groups = {{"group_0", group(model.common, {"Linear"})}};
   // One group per grid; names count before the class.
   std::vector<std::pair<WeightSpec, Json>> grids;
   for (const auto& [name, spec] : model.others) {
-    const auto known = std::find_if(grids.begin(), grids.end(), [&, wanted = spec](const auto& g) { return g.first == wanted; });
+    const auto known =
+        std::find_if(grids.begin(), grids.end(), [&, wanted = spec](const auto& g) { return g.first == wanted; });
     if (known != grids.end())
       known->second.push_back(name);
     else
@@ -185,10 +207,12 @@ PackedFormat parse_packed_format(const std::string& text, const std::string& whe
 std::string cannot_hold(PackedFormat format, const PackedModule& m) {
   if (format == PackedFormat::gptq) {
     const int64_t whole = m.spec.bits == 3 ? 32 : 32 / m.spec.bits;
-    if (m.scales_f16.empty() && (m.out % whole != 0 || m.in % whole != 0)) return "scales beyond f16 in a shape that has to be padded";
+    if (m.scales_f16.empty() && (m.out % whole != 0 || m.in % whole != 0))
+      return "scales beyond f16 in a shape that has to be padded";
     return {};
   }
-  if (m.groups > 1 && m.in % m.group != 0) return fmt::format("{} inputs are no multiple of the group size {}", m.in, m.group);
+  if (m.groups > 1 && m.in % m.group != 0)
+    return fmt::format("{} inputs are no multiple of the group size {}", m.in, m.group);
   if (m.spec.group > m.in) return fmt::format("{} inputs are fewer than the group size {}", m.in, m.spec.group);
   if (format == PackedFormat::awq) {
     if (m.spec.bits != 4) return fmt::format("codes of {} bits: the layout has only 4", m.spec.bits);
@@ -207,20 +231,28 @@ std::string cannot_hold(PackedFormat format, const PackedModule& m) {
 
 std::vector<PackedTensor> pack_module(PackedFormat format, const PackedModule& module, bool v2) {
   switch (format) {
-    case PackedFormat::gptq: return pack_as_gptq(module, v2);
-    case PackedFormat::awq: return pack_as_awq(module);
-    case PackedFormat::compressed_tensors: return pack_as_compressed(module, false);
-    case PackedFormat::int_quantized: return pack_as_compressed(module, true);
+    case PackedFormat::gptq:
+      return pack_as_gptq(module, v2);
+    case PackedFormat::awq:
+      return pack_as_awq(module);
+    case PackedFormat::compressed_tensors:
+      return pack_as_compressed(module, false);
+    case PackedFormat::int_quantized:
+      return pack_as_compressed(module, true);
   }
   return {};
 }
 
 Json quantization_config(PackedFormat format, const PackedModel& model) {
   switch (format) {
-    case PackedFormat::gptq: return gptq_config(model);
-    case PackedFormat::awq: return awq_config(model);
-    case PackedFormat::compressed_tensors: return compressed_config(model, false);
-    case PackedFormat::int_quantized: return compressed_config(model, true);
+    case PackedFormat::gptq:
+      return gptq_config(model);
+    case PackedFormat::awq:
+      return awq_config(model);
+    case PackedFormat::compressed_tensors:
+      return compressed_config(model, false);
+    case PackedFormat::int_quantized:
+      return compressed_config(model, true);
   }
   return {};
 }

@@ -25,15 +25,15 @@ PackedFormat parse_packed_format(const std::string& text, const std::string& whe
 
 // One linear of a file: rows in the order of the file, columns so that groups are contiguous.
 struct PackedModule {
-  std::string name;  // without ".weight"
+  std::string name;                                // without ".weight"
   int64_t out = 0, in = 0, group = 0, groups = 0;  // group: columns per group
   WeightSpec spec;
-  std::vector<uint8_t> codes, zeros;   // [out, in], [out, groups]
-  std::vector<uint16_t> scales_f16;    // [out, groups], or
-  std::vector<float> scales_f32;       // when f16 does not hold them
-  std::vector<int32_t> perm;           // column c is input perm[c]; empty: identity
-  bool ordered = false;                // some linear of the model has a permutation
-  bool transposed = false;             // the family keeps this linear as a Conv1D
+  std::vector<uint8_t> codes, zeros;  // [out, in], [out, groups]
+  std::vector<uint16_t> scales_f16;   // [out, groups], or
+  std::vector<float> scales_f32;      // when f16 does not hold them
+  std::vector<int32_t> perm;          // column c is input perm[c]; empty: identity
+  bool ordered = false;               // some linear of the model has a permutation
+  bool transposed = false;            // the family keeps this linear as a Conv1D
 };
 
 struct PackedTensor {
@@ -51,14 +51,14 @@ std::vector<PackedTensor> pack_module(PackedFormat format, const PackedModule& m
 
 // What quantization_config says about all linears of a model.
 struct PackedModel {
-  WeightSpec common;     // of most linears
-  bool v2 = false;       // GPTQ
+  WeightSpec common;  // of most linears
+  bool v2 = false;    // GPTQ
   bool permuted = false;
-  std::vector<std::pair<std::string, WeightSpec>> others;      // modules with a grid of their own
-  std::vector<std::string> dense;                              // linears of layers that are not quantized
-  std::vector<std::string> heads;                              // other linears that are not: head, projections of embeddings
+  std::vector<std::pair<std::string, WeightSpec>> others;  // modules with a grid of their own
+  std::vector<std::string> dense;                          // linears of layers that are not quantized
+  std::vector<std::string> heads;  // other linears that are not: head, projections of embeddings
   nlohmann::ordered_json shapes = nlohmann::ordered_json::object();  // [out, in] of padded modules (GPTQ)
-  bool lm_head = false;                                        // is quantized as well
+  bool lm_head = false;                                              // is quantized as well
 };
 // Throws unsupported when the format has no way to say it: AWQ with several grids.
 nlohmann::ordered_json quantization_config(PackedFormat format, const PackedModel& model);

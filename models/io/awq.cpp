@@ -58,12 +58,14 @@ class AwqCheckpoint final : public CodedSource {
 
   CodedLinear read(const std::string& module) const override {
     CodedLinear l = unpack(module);
-    if (const auto scales = divided_by_.find(module); scales != divided_by_.end()) fold(tensors_.view(scales->second), l);
+    if (const auto scales = divided_by_.find(module); scales != divided_by_.end())
+      fold(tensors_.view(scales->second), l);
     return l;
   }
 
   std::string description() const override {
-    return fmt::format("awq 4-bit {} {}", group_ > 0 ? "g" + std::to_string(group_) : "row", symmetric_ ? "sym" : "asym");
+    return fmt::format("awq 4-bit {} {}", group_ > 0 ? "g" + std::to_string(group_) : "row",
+                       symmetric_ ? "sym" : "asym");
   }
   const std::vector<std::string>& warnings() const override { return warnings_; }
 
@@ -82,8 +84,8 @@ class AwqCheckpoint final : public CodedSource {
     if (l.in % l.group_size != 0)
       refuse_tensor(qweight, fmt::format("{} inputs are no multiple of the group size {}", l.in, l.group_size));
     if (qzeros.info->shape != std::vector<int64_t>{l.groups, words})
-      refuse_tensor(qzeros, fmt::format("expected [{}, {}] for {} inputs, {} outputs and groups of {}, found {}", l.groups, words,
-                                        l.in, l.out, l.group_size, describe_tensor(*qzeros.info)));
+      refuse_tensor(qzeros, fmt::format("expected [{}, {}] for {} inputs, {} outputs and groups of {}, found {}",
+                                        l.groups, words, l.in, l.out, l.group_size, describe_tensor(*qzeros.info)));
     read_scales(tensors_.view(module + ".scales"), true, l);
     l.codes.resize(at(l.out * l.in));
     // In stripes of 64 inputs, so that the bytes of a row that is written are neighbours.
@@ -91,19 +93,21 @@ class AwqCheckpoint final : public CodedSource {
       for (int64_t c = 0; c < words; ++c)
         for (int64_t i = first; i < std::min(first + 64, l.in); ++i) {
           const uint32_t word = word_at(qweight, i * words + c);
-          for (int64_t j = 0; j < 8; ++j) l.codes[at((8 * c + j) * l.in + i)] = static_cast<uint8_t>(word >> 4 * kNibble[j] & 15);
+          for (int64_t j = 0; j < 8; ++j)
+            l.codes[at((8 * c + j) * l.in + i)] = static_cast<uint8_t>(word >> 4 * kNibble[j] & 15);
         }
     l.zeros.resize(at(l.out * l.groups));
     for (int64_t g = 0; g < l.groups; ++g)
       for (int64_t c = 0; c < words; ++c)
         for (int64_t j = 0; j < 8; ++j)
-          l.zeros[at((8 * c + j) * l.groups + g)] = static_cast<uint8_t>(word_at(qzeros, g * words + c) >> 4 * kNibble[j] & 15);
+          l.zeros[at((8 * c + j) * l.groups + g)] =
+              static_cast<uint8_t>(word_at(qzeros, g * words + c) >> 4 * kNibble[j] & 15);
     read_bias(tensors_.find_view(module + ".bias"), l);
     return l;
   }
 
-  // Whatever is called .scales and belongs to no packed linear divides an activation: the input of the one linear beside
-  // it that has as many inputs.
+  // Whatever is called .scales and belongs to no packed linear divides an activation: the input of the one linear
+  // beside it that has as many inputs.
   void find_activation_scales() {
     std::vector<std::string> activations;
     std::map<std::pair<std::string, int64_t>, std::vector<std::string>> linears;  // by parent and number of inputs
@@ -112,7 +116,8 @@ class AwqCheckpoint final : public CodedSource {
       return module.substr(0, dot == std::string::npos ? 0 : dot);
     };
     for (const std::string& name : tensors_.names()) {
-      if (ends_with(name, ".scales") && !has(name.substr(0, name.size() - 7))) activations.push_back(name.substr(0, name.size() - 7));
+      if (ends_with(name, ".scales") && !has(name.substr(0, name.size() - 7)))
+        activations.push_back(name.substr(0, name.size() - 7));
       if (!ends_with(name, ".qweight")) continue;
       const std::string module = name.substr(0, name.size() - 8);
       const TensorView codes = tensors_.view(name);
@@ -123,13 +128,16 @@ class AwqCheckpoint final : public CodedSource {
       const auto readers = linears.find({parent_of(activation), scales.info->elements()});
       const size_t n = readers == linears.end() ? 0 : readers->second.size();
       if (n != 1 || !divided_by_.emplace(readers->second[0], activation + ".scales").second)
-        unsupported_tensor(scales, fmt::format("scales of an activation (ScaledActivation), {}, which {} linears beside it read",
-                                               describe_tensor(*scales.info), n),
-                           "supported: a vector with as many entries as exactly one linear beside it has inputs");
+        unsupported_tensor(
+            scales,
+            fmt::format("scales of an activation (ScaledActivation), {}, which {} linears beside it read",
+                        describe_tensor(*scales.info), n),
+            "supported: a vector with as many entries as exactly one linear beside it has inputs");
     }
     if (!divided_by_.empty())
-      warnings_.push_back(fmt::format("{}: the scales of {} activations are folded into the linears behind them, which are held in f32",
-                                      tensors_.path(), divided_by_.size()));
+      warnings_.push_back(
+          fmt::format("{}: the scales of {} activations are folded into the linears behind them, which are held in f32",
+                      tensors_.path(), divided_by_.size()));
   }
 
   static void fold(const TensorView& scales, CodedLinear& l) {
@@ -164,7 +172,8 @@ std::unique_ptr<CodedSource> open_awq(const QuantStatement& statement, const Ten
   return std::make_unique<AwqCheckpoint>(statement, tensors);
 }
 
-AwqPacked pack_awq(int64_t out, int64_t in, int64_t group, const uint8_t* codes, const uint8_t* zeros, const uint16_t* scales_f16) {
+AwqPacked pack_awq(int64_t out, int64_t in, int64_t group, const uint8_t* codes, const uint8_t* zeros,
+                   const uint16_t* scales_f16) {
   THIMBLE_CHECK(out % 8 == 0 && group > 0);
   const int64_t words = out / 8, groups = (in + group - 1) / group;
   AwqPacked p;

@@ -26,18 +26,23 @@ class Bitsandbytes final : public CodedSource {
   Bitsandbytes(const QuantStatement& s, const TensorSource& tensors) : tensors_(tensors) {
     const JsonObject o = s.object();
     const bool four = o.get_bool("load_in_4bit", false);
-    description_ = four ? fmt::format("bitsandbytes {} 4-bit, decoded", o.get_string("bnb_4bit_quant_type", "fp4")) : "bitsandbytes int8 row";
+    description_ = four ? fmt::format("bitsandbytes {} 4-bit, decoded", o.get_string("bnb_4bit_quant_type", "fp4"))
+                        : "bitsandbytes int8 row";
     if (!four && o.get_bool("load_in_8bit", false))
-      warnings_.push_back(s.file + ": the model is meant to round the inputs of its linears to 8 bits while it runs; they stay in floats, or "
-                          "--precision int8_act");
+      warnings_.push_back(
+          s.file +
+          ": the model is meant to round the inputs of its linears to 8 bits while it runs; they stay in floats, or "
+          "--precision int8_act");
   }
 
-  bool has(const std::string& module) const override { return !state_name(module).empty() || tensors_.has(module + ".SCB"); }
+  bool has(const std::string& module) const override {
+    return !state_name(module).empty() || tensors_.has(module + ".SCB");
+  }
 
   std::vector<std::string> tensors(const std::string& module) const override {
     std::vector<std::string> names;
-    for (const char* part : {".weight", ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map", ".SCB",
-                             ".weight_format"})
+    for (const char* part : {".weight", ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax",
+                             ".weight.nested_quant_map", ".SCB", ".weight_format"})
       names.push_back(module + part);
     if (std::string state = state_name(module); !state.empty()) names.push_back(std::move(state));
     return names;
@@ -63,13 +68,17 @@ class Bitsandbytes final : public CodedSource {
   CodedLinear read_int8(const std::string& module) const {
     const TensorView weight = tensors_.view(module + ".weight"), absmax = tensors_.view(module + ".SCB");
     const TensorInfo& info = *weight.info;
-    if (info.dtype != SafetensorsDtype::i8 || info.shape.size() != 2 || info.shape[0] < 1 || info.shape[1] < 1 || info.shape[1] > INT32_MAX)
+    if (info.dtype != SafetensorsDtype::i8 || info.shape.size() != 2 || info.shape[0] < 1 || info.shape[1] < 1 ||
+        info.shape[1] > INT32_MAX)
       refuse_tensor(weight, "expected I8 [out, in], found " + describe_tensor(info));
     if (const TensorView format = tensors_.find_view(module + ".weight_format")) {
-      if (format.info->elements() != 1) refuse_tensor(format, "expected one value, found " + describe_tensor(*format.info));
+      if (format.info->elements() != 1)
+        refuse_tensor(format, "expected one value, found " + describe_tensor(*format.info));
       int64_t tag;
       format.read_i64(&tag);
-      if (tag != 0) unsupported_tensor(format, fmt::format("the layout {} of int8 weights is not supported", tag), "supported: 0, rows");
+      if (tag != 0)
+        unsupported_tensor(format, fmt::format("the layout {} of int8 weights is not supported", tag),
+                           "supported: 0, rows");
     }
     CodedLinear l;
     l.bits = 8;
@@ -78,7 +87,8 @@ class Bitsandbytes final : public CodedSource {
     set_groups(0, l);
     l.zero = 128;
     l.codes.resize(at(l.out * l.in));
-    for (int64_t i = 0; i < l.out * l.in; ++i) l.codes[at(i)] = static_cast<uint8_t>(static_cast<uint8_t>(weight.data[i]) ^ 0x80u);
+    for (int64_t i = 0; i < l.out * l.in; ++i)
+      l.codes[at(i)] = static_cast<uint8_t>(static_cast<uint8_t>(weight.data[i]) ^ 0x80u);
     if (absmax.info->elements() != l.out || !is_float(absmax.info->dtype))
       refuse_tensor(absmax, fmt::format("expected F32 [{}], found {}", l.out, describe_tensor(*absmax.info)));
     l.scales_f32.resize(at(l.out));
@@ -100,14 +110,16 @@ class Bitsandbytes final : public CodedSource {
     if (t.info->dtype != SafetensorsDtype::u8 || t.info->bytes > size_t{1} << 16)
       refuse_tensor(t, "expected the bytes of a JSON text, found " + describe_tensor(*t.info));
     const std::string where = t.file + ": tensor " + quote_for_message(t.info->name);
-    const nlohmann::json json = parse_json({reinterpret_cast<const char*>(t.data), static_cast<size_t>(t.info->bytes)}, where);
+    const nlohmann::json json =
+        parse_json({reinterpret_cast<const char*>(t.data), static_cast<size_t>(t.info->bytes)}, where);
     const JsonObject o(json, where);
     State s;
     const auto block_size = [&](const char* key, int64_t fallback) { return o.get_int(key, fallback, 1, 1 << 20); };
     s.block = block_size("blocksize", 64);
     const std::string dtype = o.get_string("dtype", "float16");
     if (dtype != "float32" && dtype != "float16" && dtype != "bfloat16")
-      throw Error(ErrorCode::unsupported, fmt::format("{}: field \"dtype\": {} is not supported", where, quote_for_message(dtype)),
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: field \"dtype\": {} is not supported", where, quote_for_message(dtype)),
                   "supported: float32, float16, bfloat16");
     s.format = dtype == "float32" ? WeightFormat::f32 : dtype == "float16" ? WeightFormat::f16 : WeightFormat::bf16;
     const nlohmann::json* shape = o.find("shape");
@@ -120,7 +132,8 @@ class Bitsandbytes final : public CodedSource {
     s.nested_block = block_size("nested_blocksize", 256);
     s.nested_offset = static_cast<float>(o.get_double("nested_offset", 0, -3e38, 3e38));
     if (const std::string nested = o.get_string("nested_dtype", "float32"); nested != "float32")
-      throw Error(ErrorCode::unsupported, fmt::format("{}: field \"nested_dtype\": {} is not supported", where, quote_for_message(nested)),
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: field \"nested_dtype\": {} is not supported", where, quote_for_message(nested)),
                   "supported: float32");
     return s;
   }
@@ -141,9 +154,11 @@ class Bitsandbytes final : public CodedSource {
     const TensorView weight = tensors_.view(name);
     const int64_t n = s.out * s.in;  // both fit into 31 bits
     // Any dtype may carry the bytes (bnb_4bit_quant_storage), padded to whole elements.
-    const auto element = static_cast<uint64_t>(std::max(8, safetensors_dtype_bits(weight.info->dtype)) / 8), bytes = static_cast<uint64_t>((n + 1) / 2);
+    const auto element = static_cast<uint64_t>(std::max(8, safetensors_dtype_bits(weight.info->dtype)) / 8),
+               bytes = static_cast<uint64_t>((n + 1) / 2);
     if (weight.info->bytes < bytes || weight.info->bytes >= bytes + element)
-      refuse_tensor(weight, fmt::format("expected the {} bytes of [{}, {}] in 4 bits, found {}", bytes, s.out, s.in, describe_tensor(*weight.info)));
+      refuse_tensor(weight, fmt::format("expected the {} bytes of [{}, {}] in 4 bits, found {}", bytes, s.out, s.in,
+                                        describe_tensor(*weight.info)));
     const std::vector<float> book = floats(name + ".quant_map", 16);
     const int64_t blocks = (n + s.block - 1) / s.block;
     std::vector<float> absmax;
@@ -155,7 +170,8 @@ class Bitsandbytes final : public CodedSource {
       const std::vector<float> map = floats(name + ".nested_quant_map", 256);
       absmax.resize(at(blocks));
       for (int64_t b = 0; b < blocks; ++b) {
-        const float product = map[static_cast<uint8_t>(codes.data[b])] * outer[at(b / s.nested_block)];  // rounded before the sum
+        const float product =
+            map[static_cast<uint8_t>(codes.data[b])] * outer[at(b / s.nested_block)];  // rounded before the sum
         absmax[at(b)] = product + s.nested_offset;
       }
     } else {
@@ -171,7 +187,8 @@ class Bitsandbytes final : public CodedSource {
       for (size_t k = 0; k < 16; ++k) block_values[k] = rounded(book[k] * absmax[at(b)], s.format);
       for (int64_t i = b * s.block; i < std::min(n, (b + 1) * s.block); ++i) {
         const auto pair = static_cast<uint8_t>(weight.data[i / 2]);
-        const uint32_t value = block_values[i % 2 == 0 ? pair >> 4 : pair & 15];  // the first of a pair is the high half
+        const uint32_t value =
+            block_values[i % 2 == 0 ? pair >> 4 : pair & 15];  // the first of a pair is the high half
         if (s.format == WeightFormat::f32) {
           std::memcpy(&l.dense[at(4 * i)], &value, 4);
         } else {

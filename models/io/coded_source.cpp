@@ -19,15 +19,18 @@ std::unique_ptr<CodedSource> open_coded_source(const std::string& dir, const Ten
     const char* name;
     std::unique_ptr<CodedSource> (*open)(const QuantStatement& statement, const TensorSource& tensors);
   };
-  static constexpr Method kMethods[] = {
-      {"gptq", open_gptq}, {"awq", open_awq}, {"compressed-tensors", open_compressed_tensors}, {"bitsandbytes", open_bitsandbytes}};
+  static constexpr Method kMethods[] = {{"gptq", open_gptq},
+                                        {"awq", open_awq},
+                                        {"compressed-tensors", open_compressed_tensors},
+                                        {"bitsandbytes", open_bitsandbytes}};
   std::string known;
   for (const Method& method : kMethods) {
     if (statement->method == method.name) return method.open(*statement, tensors);
     known += (known.empty() ? "" : ", ") + std::string(method.name);
   }
   throw Error(ErrorCode::unsupported,
-              fmt::format("{}: the quantization method {} is not supported", statement->file, quote_for_message(statement->method)),
+              fmt::format("{}: the quantization method {} is not supported", statement->file,
+                          quote_for_message(statement->method)),
               "supported: " + known + ", or the model without quantization");
 }
 
@@ -55,7 +58,8 @@ std::vector<float> CodedLinear::dequantize() const {
       const int64_t g = c / group_size, i = perm.empty() ? c : perm[static_cast<size_t>(c)];
       const auto at = static_cast<size_t>(o * groups + g);
       const int difference = int{codes[static_cast<size_t>(o * in + c)]} - int{zeros.empty() ? zero : zeros[at]};
-      w[static_cast<size_t>(o * in + i)] = scale(o, g) * static_cast<float>(difference) + (mins.empty() ? 0.0f : mins[at]);
+      w[static_cast<size_t>(o * in + i)] =
+          scale(o, g) * static_cast<float>(difference) + (mins.empty() ? 0.0f : mins[at]);
     }
   return w;
 }

@@ -16,7 +16,8 @@ namespace {
 using namespace io_detail;
 
 constexpr const char* kHint =
-    "supported: pack-quantized with 2, 3, 4 or 8 bits, int-quantized and naive-quantized, inputs in floats or quantized per token";
+    "supported: pack-quantized with 2, 3, 4 or 8 bits, int-quantized and naive-quantized, inputs in floats or "
+    "quantized per token";
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
@@ -42,8 +43,11 @@ class CompressedTensors final : public CodedSource {
   CompressedTensors(const QuantStatement& s, const TensorSource& tensors) : file_(s.file), tensors_(tensors) {
     const JsonObject o = s.object();
     const std::string format = lower_case(o.get_string("format", "pack-quantized"));
-    if (const std::string status = lower_case(o.get_string("quantization_status", "compressed")); status != "compressed")
-      unsupported("quantization_status", fmt::format("weights with the status {} are not supported, only \"compressed\"", quote_for_message(status)));
+    if (const std::string status = lower_case(o.get_string("quantization_status", "compressed"));
+        status != "compressed")
+      unsupported(
+          "quantization_status",
+          fmt::format("weights with the status {} are not supported, only \"compressed\"", quote_for_message(status)));
     refuse_present(o, "kv_cache_scheme", "a quantized key/value cache is not supported");
     refuse_present(o, "transform_config", "transformed weights are not supported");
     if (const std::optional<JsonObject> sparsity = o.object("sparsity_config"))
@@ -123,7 +127,8 @@ class CompressedTensors final : public CodedSource {
     if (!s.packed && format != "int-quantized" && format != "naive-quantized")
       unsupported("format", fmt::format("the format {} is not supported", quote_for_message(format)));
     if (const std::string type = lower_case(weights->get_string("type", "int")); type != "int")
-      unsupported(field + ".weights.type", fmt::format("weights of type {} are not supported", quote_for_message(type)));
+      unsupported(field + ".weights.type",
+                  fmt::format("weights of type {} are not supported", quote_for_message(type)));
     s.bits = static_cast<int>(weights->get_int("num_bits", 8, 1, 64));
     if (s.bits != 2 && s.bits != 3 && s.bits != 4 && s.bits != 8)
       unsupported(field + ".weights.num_bits", fmt::format("{} bits are not supported, only 2, 3, 4 and 8", s.bits));
@@ -131,18 +136,23 @@ class CompressedTensors final : public CodedSource {
     if (const nlohmann::json* dynamic = weights->find("dynamic"); dynamic && *dynamic != nlohmann::json(false))
       unsupported(field + ".weights.dynamic", "weights that are quantized while the model runs are not supported");
     s.group = weights->get_int("group_size", 0, -1, int64_t{1} << 31);
-    const std::string strategy = lower_case(weights->get_string("strategy", s.group > 0 ? "group" : s.group < 0 ? "channel" : "tensor"));
+    const std::string strategy = lower_case(weights->get_string("strategy", s.group > 0   ? "group"
+                                                                            : s.group < 0 ? "channel"
+                                                                                          : "tensor"));
     if (strategy == "group") {
       s.strategy = Scheme::Strategy::group;
       if (s.group < 1) weights->fail("group_size", "a positive integer");
     } else if (strategy == "channel" || strategy == "tensor") {
       s.strategy = strategy == "channel" ? Scheme::Strategy::channel : Scheme::Strategy::tensor;
     } else {
-      unsupported(field + ".weights.strategy", fmt::format("the strategy {} is not supported", quote_for_message(strategy)));
+      unsupported(field + ".weights.strategy",
+                  fmt::format("the strategy {} is not supported", quote_for_message(strategy)));
     }
     bool reordered = false;  // whether a module is, weight_g_idx says
     if (const nlohmann::json* order = weights->find("actorder"); order && *order != nlohmann::json(false)) {
-      const std::string text = order->is_string() ? lower_case(order->get<std::string>()) : order->is_boolean() ? "group" : "";
+      const std::string text = order->is_string()    ? lower_case(order->get<std::string>())
+                               : order->is_boolean() ? "group"
+                                                     : "";
       if (text != "group" && text != "dynamic" && text != "weight" && text != "static")
         weights->fail("actorder", "group, weight, static or dynamic");
       reordered = text == "group" || text == "dynamic";
@@ -153,25 +163,30 @@ class CompressedTensors final : public CodedSource {
     for (const nlohmann::json& text : *list) targets_.push_back(target(*group, "targets", text, schemes_.size()));
     if (description_.empty())
       description_ = fmt::format("compressed-tensors {} {}-bit {} {}", format, s.bits,
-                                 s.strategy == Scheme::Strategy::group ? "g" + std::to_string(s.group)
-                                 : s.strategy == Scheme::Strategy::channel ? "row" : "tensor",
-                                 s.symmetric ? "sym" : "asym") + (reordered ? " act-order" : "");
+                                 s.strategy == Scheme::Strategy::group     ? "g" + std::to_string(s.group)
+                                 : s.strategy == Scheme::Strategy::channel ? "row"
+                                                                           : "tensor",
+                                 s.symmetric ? "sym" : "asym") +
+                     (reordered ? " act-order" : "");
     schemes_.push_back(s);
   }
 
   // Weights are what this reader delivers; that the model was made to compute with quantized inputs is said, and inputs
   // whose scales stand in the file are refused.
   void read_activations(const JsonObject& group, const std::string& field) {
-    if (group.has("output_activations")) unsupported(field + ".output_activations", "quantized outputs are not supported");
+    if (group.has("output_activations"))
+      unsupported(field + ".output_activations", "quantized outputs are not supported");
     const std::optional<JsonObject> input = group.object("input_activations");
     if (!input) return;
     const nlohmann::json* dynamic = input->find("dynamic");
     if (!dynamic || *dynamic == nlohmann::json(false))
-      unsupported(field + ".input_activations", "inputs with scales that are stored in the file (dynamic: false) are not supported");
+      unsupported(field + ".input_activations",
+                  "inputs with scales that are stored in the file (dynamic: false) are not supported");
     const int64_t bits = input->get_int("num_bits", 8, 1, 64);
     const std::string type = input->get_string("type", "int");
-    std::string warning = fmt::format("{}: the model is meant to round the inputs of its linears to {} bits ({}) while it runs; they stay in floats",
-                                      file_, bits, type);
+    std::string warning = fmt::format(
+        "{}: the model is meant to round the inputs of its linears to {} bits ({}) while it runs; they stay in floats",
+        file_, bits, type);
     if (bits == 8 && type == "int") warning += ", or --precision int8_act";
     if (std::find(warnings_.begin(), warnings_.end(), warning) == warnings_.end()) warnings_.push_back(warning);
   }
@@ -182,7 +197,8 @@ class CompressedTensors final : public CodedSource {
       if (t.names(module))
         throw Error(ErrorCode::input,
                     fmt::format("{}: module {} is quantized, but {}: field \"ignore\" names it ({})", tensors_.path(),
-                                quote_for_message(module), file_, quote_for_message(t.text)), "download the model again");
+                                quote_for_message(module), file_, quote_for_message(t.text)),
+                    "download the model again");
     const Target* found = nullptr;
     for (const Target& t : targets_)
       if (!t.pattern && t.text == module) return schemes_[t.scheme];
@@ -190,22 +206,26 @@ class CompressedTensors final : public CodedSource {
       if (!t.pattern || !t.names(module)) continue;
       if (found && found->scheme != t.scheme)
         throw Error(ErrorCode::unsupported,
-                    fmt::format("{}: module {} belongs to two groups, by the targets {} and {}", file_, quote_for_message(module),
-                                quote_for_message(found->text), quote_for_message(t.text)), "make the targets exclusive");
+                    fmt::format("{}: module {} belongs to two groups, by the targets {} and {}", file_,
+                                quote_for_message(module), quote_for_message(found->text), quote_for_message(t.text)),
+                    "make the targets exclusive");
       found = &t;
     }
     for (const Target& t : targets_)
       if (!found && t.text == "Linear") found = &t;
     if (!found)
-      throw Error(ErrorCode::input, fmt::format("{}: module {} is quantized, but no group of {} has it as a target", tensors_.path(),
-                                                quote_for_message(module), file_), "download the model again");
+      throw Error(ErrorCode::input,
+                  fmt::format("{}: module {} is quantized, but no group of {} has it as a target", tensors_.path(),
+                              quote_for_message(module), file_),
+                  "download the model again");
     return schemes_[found->scheme];
   }
 
   void read_packed(const std::string& module, const Scheme& scheme, CodedLinear& l) const {
     const TensorView packed = tensors_.view(module + ".weight_packed"), shape = tensors_.view(module + ".weight_shape");
     expect_words(packed, "[out, words]");
-    if ((shape.info->dtype != SafetensorsDtype::i32 && shape.info->dtype != SafetensorsDtype::i64) || shape.info->elements() != 2)
+    if ((shape.info->dtype != SafetensorsDtype::i32 && shape.info->dtype != SafetensorsDtype::i64) ||
+        shape.info->elements() != 2)
       refuse_tensor(shape, "expected two integers, found " + describe_tensor(*shape.info));
     int64_t size[2];
     shape.read_i64(size);
@@ -213,19 +233,21 @@ class CompressedTensors final : public CodedSource {
     l.out = packed.info->shape[0];
     l.in = size[1];
     if (size[0] != l.out || l.in < 1 || l.in > INT32_MAX || (l.in + per_word - 1) / per_word != words)
-      refuse_tensor(packed, fmt::format("expected the words of [{}, {}] with {} bits, found {}", size[0], size[1], scheme.bits,
-                                        describe_tensor(*packed.info)));
+      refuse_tensor(packed, fmt::format("expected the words of [{}, {}] with {} bits, found {}", size[0], size[1],
+                                        scheme.bits, describe_tensor(*packed.info)));
     l.codes.resize(at(l.out * l.in));
     const uint32_t mask = (1u << scheme.bits) - 1;
     for (int64_t o = 0; o < l.out; ++o)
       for (int64_t i = 0; i < l.in; ++i)
-        l.codes[at(o * l.in + i)] = static_cast<uint8_t>(word_at(packed, o * words + i / per_word) >> scheme.bits * (i % per_word) & mask);
+        l.codes[at(o * l.in + i)] =
+            static_cast<uint8_t>(word_at(packed, o * words + i / per_word) >> scheme.bits * (i % per_word) & mask);
   }
 
   void read_bytes(const std::string& module, const Scheme& scheme, CodedLinear& l) const {
     const TensorView weight = tensors_.view(module + ".weight");
     const TensorInfo& info = *weight.info;
-    if (info.dtype != SafetensorsDtype::i8 || info.shape.size() != 2 || info.shape[0] < 1 || info.shape[1] < 1 || info.shape[1] > INT32_MAX)
+    if (info.dtype != SafetensorsDtype::i8 || info.shape.size() != 2 || info.shape[0] < 1 || info.shape[1] < 1 ||
+        info.shape[1] > INT32_MAX)
       refuse_tensor(weight, "expected I8 [out, in], found " + describe_tensor(info));
     l.out = info.shape[0];
     l.in = info.shape[1];
@@ -239,17 +261,20 @@ class CompressedTensors final : public CodedSource {
     for (int64_t i = 0; i < t.info->elements(); ++i) {
       int8_t value;
       std::memcpy(&value, t.data + i, 1);
-      if (value < -half || value >= half) refuse_tensor(t, fmt::format("element {} is {}, which is not of {} bits", i, int{value}, bits));
+      if (value < -half || value >= half)
+        refuse_tensor(t, fmt::format("element {} is {}, which is not of {} bits", i, int{value}, bits));
       codes[i] = static_cast<uint8_t>(value + half);
     }
   }
 
   void read_grid(const std::string& module, const Scheme& scheme, CodedLinear& l) const {
-    const TensorView scale = tensors_.view(module + ".weight_scale"), zero = tensors_.find_view(module + ".weight_zero_point");
+    const TensorView scale = tensors_.view(module + ".weight_scale"),
+                     zero = tensors_.find_view(module + ".weight_zero_point");
     const auto middle = static_cast<uint8_t>(1 << (scheme.bits - 1));
     if (scheme.strategy == Scheme::Strategy::tensor) {
       if (scale.info->elements() != 1 || !is_float(scale.info->dtype))
-        refuse_tensor(scale, "expected one F16, BF16 or F32 scale for the whole matrix, found " + describe_tensor(*scale.info));
+        refuse_tensor(
+            scale, "expected one F16, BF16 or F32 scale for the whole matrix, found " + describe_tensor(*scale.info));
       float value;
       scale.read_f32(&value);
       l.scales_f32.assign(at(l.out), value);
@@ -259,24 +284,29 @@ class CompressedTensors final : public CodedSource {
     l.zero = middle;
     if (scheme.symmetric && !zero) return;
     if (!zero)
-      throw Error(ErrorCode::input, fmt::format("{}: module {} has no weight_zero_point, but {}: field \"{}.weights.symmetric\" is false",
-                                                tensors_.path(), quote_for_message(module), file_, scheme.field), "download the model again");
-    const int64_t values = scheme.strategy == Scheme::Strategy::tensor ? 1 : l.out * l.groups, per_word = ct_per_word(scheme.bits);
+      throw Error(ErrorCode::input,
+                  fmt::format("{}: module {} has no weight_zero_point, but {}: field \"{}.weights.symmetric\" is false",
+                              tensors_.path(), quote_for_message(module), file_, scheme.field),
+                  "download the model again");
+    const int64_t values = scheme.strategy == Scheme::Strategy::tensor ? 1 : l.out * l.groups,
+                  per_word = ct_per_word(scheme.bits);
     std::vector<uint8_t> zeros(at(values));
     if (zero.info->dtype == SafetensorsDtype::i8) {
       if (zero.info->elements() != values)
-        refuse_tensor(zero, fmt::format("expected I8 [{}, {}], found {}", l.out, l.groups, describe_tensor(*zero.info)));
+        refuse_tensor(zero,
+                      fmt::format("expected I8 [{}, {}], found {}", l.out, l.groups, describe_tensor(*zero.info)));
       shift(zero, scheme.bits, zeros.data());
     } else {
       expect_words(zero, "[words, groups]");
       if (!scheme.packed || scheme.strategy == Scheme::Strategy::tensor ||
           zero.info->shape != std::vector<int64_t>{(l.out + per_word - 1) / per_word, l.groups})
-        refuse_tensor(zero, fmt::format("expected the words of [{}, {}], packed along outputs, found {}", l.out, l.groups,
-                                        describe_tensor(*zero.info)));
+        refuse_tensor(zero, fmt::format("expected the words of [{}, {}], packed along outputs, found {}", l.out,
+                                        l.groups, describe_tensor(*zero.info)));
       const uint32_t mask = (1u << scheme.bits) - 1;
       for (int64_t o = 0; o < l.out; ++o)
         for (int64_t g = 0; g < l.groups; ++g)
-          zeros[at(o * l.groups + g)] = static_cast<uint8_t>(word_at(zero, o / per_word * l.groups + g) >> scheme.bits * (o % per_word) & mask);
+          zeros[at(o * l.groups + g)] =
+              static_cast<uint8_t>(word_at(zero, o / per_word * l.groups + g) >> scheme.bits * (o % per_word) & mask);
     }
     if (values == 1)
       l.zero = zeros[0];
@@ -312,13 +342,15 @@ std::unique_ptr<CodedSource> open_compressed_tensors(const QuantStatement& state
   return std::make_unique<CompressedTensors>(statement, tensors);
 }
 
-CtPacked pack_compressed(int64_t out, int64_t in, int64_t groups, int bits, const uint8_t* codes, const uint8_t* zeros) {
+CtPacked pack_compressed(int64_t out, int64_t in, int64_t groups, int bits, const uint8_t* codes,
+                         const uint8_t* zeros) {
   const int64_t per_word = ct_per_word(bits), words = (in + per_word - 1) / per_word;
   CtPacked p;
   p.weight.resize(at(out * words));
   p.zero_point.resize(at((out + per_word - 1) / per_word * groups));
   for (int64_t o = 0; o < out; ++o)
-    for (int64_t i = 0; i < in; ++i) p.weight[at(o * words + i / per_word)] |= uint32_t{codes[o * in + i]} << bits * (i % per_word);
+    for (int64_t i = 0; i < in; ++i)
+      p.weight[at(o * words + i / per_word)] |= uint32_t{codes[o * in + i]} << bits * (i % per_word);
   for (int64_t o = 0; o < out; ++o)
     for (int64_t g = 0; g < groups; ++g)
       p.zero_point[at(o / per_word * groups + g)] |= uint32_t{zeros[o * groups + g]} << bits * (o % per_word);

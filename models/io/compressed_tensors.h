@@ -12,9 +12,9 @@
 
 namespace thimble {
 
-// `tensors` must outlive the result. Throws unsupported for float, sparse and mixed formats, quantized caches, outputs, or
-// inputs with stored scales, and transforms. Inputs that the format quantizes dynamically give a warning: nothing here is
-// lost in the weights.
+// `tensors` must outlive the result. Throws unsupported for float, sparse and mixed formats, quantized caches, outputs,
+// or inputs with stored scales, and transforms. Inputs that the format quantizes dynamically give a warning: nothing
+// here is lost in the weights.
 std::unique_ptr<CodedSource> open_compressed_tensors(const QuantStatement& statement, const TensorSource& tensors);
 
 // One linear's codes as pack-quantized stores them: codes [out, in], zeros [out, groups], each < 2^bits.

@@ -30,18 +30,23 @@ const char* spelling(const JsonObject& o, std::initializer_list<const char*> nam
 bool known_width(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 
 // One entry of "dynamic": a pattern of module names behind "-:" (left alone), "+:" or nothing (settings of their own).
-GptqConfig::Rule parse_rule(const JsonObject& o, const GptqConfig& c, const std::string& key, const nlohmann::json& value) {
+GptqConfig::Rule parse_rule(const JsonObject& o, const GptqConfig& c, const std::string& key,
+                            const nlohmann::json& value) {
   const std::string where = o.file() + ": field \"dynamic\"";
   const bool minus = key.rfind("-:", 0) == 0, plus = key.rfind("+:", 0) == 0;
-  GptqConfig::Rule rule{NamePattern(minus || plus ? key.substr(2) : key, where), minus, c.bits, c.group_size, c.sym, c.desc_act};
+  GptqConfig::Rule rule{
+      NamePattern(minus || plus ? key.substr(2) : key, where), minus, c.bits, c.group_size, c.sym, c.desc_act};
   if (minus) return rule;
   const JsonObject own(value, o.file(), "dynamic." + key);
   // What decides the layout, and what only the quantizer needed. Anything else might change what the codes mean.
-  static const std::set<std::string> kKnown = {"bits", "group_size", "sym", "desc_act", "static_groups", "true_sequential", "damp_percent",
-                                               "damp_auto_increment", "mse", "act_group_aware", "v2", "v2_alpha"};
+  static const std::set<std::string> kKnown = {
+      "bits",          "group_size",      "sym",          "desc_act",
+      "static_groups", "true_sequential", "damp_percent", "damp_auto_increment",
+      "mse",           "act_group_aware", "v2",           "v2_alpha"};
   for (const auto& item : value.items())
     if (!kKnown.count(item.key()))
-      unsupported(o.file(), fmt::format("field \"dynamic\": {} sets {}", quote_for_message(key), quote_for_message(item.key())));
+      unsupported(o.file(),
+                  fmt::format("field \"dynamic\": {} sets {}", quote_for_message(key), quote_for_message(item.key())));
   rule.bits = static_cast<int>(own.get_int("bits", c.bits, 1, 32));
   rule.group_size = own.get_int("group_size", c.group_size, -1, int64_t{1} << 31);
   rule.sym = own.get_bool("sym", c.sym);
@@ -83,7 +88,9 @@ GptqConfig parse_config(const QuantStatement& statement) {
   if (const std::optional<JsonObject> ours = o.object("thimble"))
     if (const std::optional<JsonObject> shapes = ours->object("shapes"))
       for (const auto& [module, shape] : shapes->json().items()) {
-        const auto size = [](const nlohmann::json& n) { return n.is_number_integer() && n > 0 && n < (int64_t{1} << 31); };
+        const auto size = [](const nlohmann::json& n) {
+          return n.is_number_integer() && n > 0 && n < (int64_t{1} << 31);
+        };
         if (!shape.is_array() || shape.size() != 2 || !size(shape[0]) || !size(shape[1]))
           shapes->fail(module.c_str(), "the two sizes [outputs, inputs]");
         c.shapes[module] = {shape[0].get<int64_t>(), shape[1].get<int64_t>()};
@@ -121,7 +128,9 @@ void check_version(const TensorView& qzeros, const GptqConfig& config) {
 
 class GptqCheckpoint final : public CodedSource {
  public:
-  GptqCheckpoint(GptqConfig config, const TensorSource& tensors) : config_(std::move(config)), tensors_(tensors) { believe_zero_points(); }
+  GptqCheckpoint(GptqConfig config, const TensorSource& tensors) : config_(std::move(config)), tensors_(tensors) {
+    believe_zero_points();
+  }
 
   bool has(const std::string& module) const override { return gptq_has(tensors_, module); }
   std::vector<std::string> tensors(const std::string& module) const override {
@@ -130,7 +139,8 @@ class GptqCheckpoint final : public CodedSource {
   CodedLinear read(const std::string& module) const override {
     GptqSource source = gptq_source(tensors_, module);
     if (config_.skips(module))
-      refuse_tensor(source.qweight, fmt::format("{}: field \"dynamic\" says that {} is not quantized", config_.file, quote_for_message(module)));
+      refuse_tensor(source.qweight, fmt::format("{}: field \"dynamic\" says that {} is not quantized", config_.file,
+                                                quote_for_message(module)));
     const auto shape = config_.shapes.find(module);
     if (shape == config_.shapes.end()) return unpack_gptq(source, config_.of(module));
     source.bias = {};  // is not padded, and loads as a tensor of its own
@@ -139,7 +149,8 @@ class GptqCheckpoint final : public CodedSource {
     return linear;
   }
   std::string description() const override {
-    return fmt::format("gptq {}-bit {} {}{}", config_.bits, config_.group_size > 0 ? "g" + std::to_string(config_.group_size) : "row",
+    return fmt::format("gptq {}-bit {} {}{}", config_.bits,
+                       config_.group_size > 0 ? "g" + std::to_string(config_.group_size) : "row",
                        config_.sym ? "sym" : "asym", config_.desc_act ? " act-order" : "");
   }
   const std::vector<std::string>& warnings() const override { return config_.warnings; }
@@ -153,9 +164,10 @@ class GptqCheckpoint final : public CodedSource {
       const GptqConfig own = config_.of(name.substr(0, end));
       if (!own.sym || !other_version_word(own)) continue;
       if (mislabelled(tensors_.view(name), own)) {
-        config_.warnings.push_back(fmt::format("{}: the layout is said to be {}, but the zero points of {} are those of a symmetric {} file; read as {}",
-                                               config_.file, own.v2 ? "gptq_v2" : "gptq", quote_for_message(name), own.v2 ? "gptq" : "gptq_v2",
-                                               own.v2 ? "gptq" : "gptq_v2"));
+        config_.warnings.push_back(fmt::format(
+            "{}: the layout is said to be {}, but the zero points of {} are those of a symmetric {} file; read as {}",
+            config_.file, own.v2 ? "gptq_v2" : "gptq", quote_for_message(name), own.v2 ? "gptq" : "gptq_v2",
+            own.v2 ? "gptq" : "gptq_v2"));
         config_.v2 = !config_.v2;
       }
       return;
@@ -238,8 +250,8 @@ CodedLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
   const TensorInfo& zeros = *source.qzeros.info;
   if (zeros.shape[0] != l.groups || zeros.shape[1] * 32 != l.out * bits)
     refuse_tensor(source.qzeros,
-                  fmt::format("expected [{}, {}] for {} bits, {} inputs, {} outputs and groups of {}, found {}", l.groups,
-                              l.out * bits / 32, bits, l.in, l.out, l.group_size, describe_tensor(zeros)));
+                  fmt::format("expected [{}, {}] for {} bits, {} inputs, {} outputs and groups of {}, found {}",
+                              l.groups, l.out * bits / 32, bits, l.in, l.out, l.group_size, describe_tensor(zeros)));
   check_version(source.qzeros, config);
   read_scales(source.scales, true, l);
 
@@ -260,7 +272,8 @@ CodedLinear unpack_gptq(const GptqSource& source, const GptqConfig& config) {
   for (int64_t first = 0; first < l.out; first += 16)
     for (int64_t c = 0; c < l.in; ++c)
       for (int64_t o = first; o < std::min(first + 16, l.out); ++o)
-        l.codes[index(o * l.in + c)] = BitStream(source.qweight.data + 4 * o, l.out, bits)(l.perm.empty() ? c : l.perm[index(c)]);
+        l.codes[index(o * l.in + c)] =
+            BitStream(source.qweight.data + 4 * o, l.out, bits)(l.perm.empty() ? c : l.perm[index(c)]);
   l.zeros.resize(index(l.out * l.groups));
   for (int64_t g = 0; g < l.groups; ++g) {
     const BitStream row(source.qzeros.data + 4 * g * zeros.shape[1], 1, bits);
@@ -275,10 +288,12 @@ void crop_gptq(CodedLinear& l, const std::string& module, int64_t out, int64_t i
   const auto refuse_crop = [&](const char* what) {
     throw Error(ErrorCode::input,
                 fmt::format("quantized module {} is [{}, {}], its real shape is said to be [{}, {}]: {}",
-                            quote_for_message(module), l.out, l.in, out, in, what), kHint);
+                            quote_for_message(module), l.out, l.in, out, in, what),
+                kHint);
   };
   if (out > l.out || in > l.in || l.out - out >= 32 || l.in - in >= 32) refuse_crop("padding is less than 32");
-  if ((l.group_size < l.in ? (in + l.group_size - 1) / l.group_size : 1) != l.groups) refuse_crop("a whole group is padding");
+  if ((l.group_size < l.in ? (in + l.group_size - 1) / l.group_size : 1) != l.groups)
+    refuse_crop("a whole group is padding");
   for (size_t c = 0; c < l.perm.size(); ++c)
     if ((l.perm[c] >= in) != (static_cast<int64_t>(c) >= in)) refuse_crop("the padded inputs are not the last ones");
   const auto index = [](int64_t i) { return static_cast<size_t>(i); };

@@ -49,8 +49,8 @@ std::string gptq_dynamic_key(const std::string& module, bool quantized);
 // marlin, bitblas, exl3 and gptq_p.
 std::optional<GptqConfig> read_gptq_config(const std::string& dir);
 
-// `tensors` must outlive the result. A symmetric file whose zero points are those of the other version than its label says
-// is read as that version, with a warning.
+// `tensors` must outlive the result. A symmetric file whose zero points are those of the other version than its label
+// says is read as that version, with a warning.
 std::unique_ptr<CodedSource> open_gptq(const QuantStatement& statement, const TensorSource& tensors);
 
 // The packed tensors of one linear; g_idx and bias may be empty.
@@ -77,8 +77,8 @@ struct GptqPacked {
   std::vector<uint16_t> scales;   // [groups, out_padded], f16
   std::vector<int32_t> g_idx;     // [in_padded]
 };
-// codes [out, in] with columns in the order of perm (empty: identity); zeros and scales [out, groups]; group: columns per
-// group. v2: zero points as they are.
+// codes [out, in] with columns in the order of perm (empty: identity); zeros and scales [out, groups]; group: columns
+// per group. v2: zero points as they are.
 GptqPacked pack_gptq(int64_t out, int64_t in, int bits, int64_t group, const uint8_t* codes, const uint8_t* zeros,
                      const uint16_t* scales_f16, const int32_t* perm, bool v2);
 

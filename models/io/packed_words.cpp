@@ -21,7 +21,8 @@ void refuse_tensor(const TensorView& t, const std::string& what) {
 }
 
 void unsupported_tensor(const TensorView& t, const std::string& what, const std::string& hint) {
-  throw Error(ErrorCode::unsupported, fmt::format("{}: tensor {}: {}", t.file, quote_for_message(t.info->name), what), hint);
+  throw Error(ErrorCode::unsupported, fmt::format("{}: tensor {}: {}", t.file, quote_for_message(t.info->name), what),
+              hint);
 }
 
 void expect_words(const TensorView& t, const char* what) {
@@ -32,15 +33,18 @@ void expect_words(const TensorView& t, const char* what) {
 }
 
 void read_scales(const TensorView& t, bool by_group, CodedLinear& l) {
-  const std::vector<int64_t> shape = by_group ? std::vector<int64_t>{l.groups, l.out} : std::vector<int64_t>{l.out, l.groups};
+  const std::vector<int64_t> shape =
+      by_group ? std::vector<int64_t>{l.groups, l.out} : std::vector<int64_t>{l.out, l.groups};
   if (t.info->shape != shape || !is_float(t.info->dtype))
-    refuse_tensor(t, fmt::format("expected F16, BF16 or F32 [{}, {}], found {}", shape[0], shape[1], describe_tensor(*t.info)));
+    refuse_tensor(
+        t, fmt::format("expected F16, BF16 or F32 [{}, {}], found {}", shape[0], shape[1], describe_tensor(*t.info)));
   const int64_t n = l.out * l.groups;
   const auto from = [&](int64_t o, int64_t g) { return by_group ? g * l.out + o : o * l.groups + g; };
   if (t.info->dtype == SafetensorsDtype::f16) {
     l.scales_f16.resize(at(n));
     for (int64_t o = 0; o < l.out; ++o)
-      for (int64_t g = 0; g < l.groups; ++g) std::memcpy(&l.scales_f16[at(o * l.groups + g)], t.data + 2 * from(o, g), 2);
+      for (int64_t g = 0; g < l.groups; ++g)
+        std::memcpy(&l.scales_f16[at(o * l.groups + g)], t.data + 2 * from(o, g), 2);
     return;
   }
   std::vector<float> stored(at(n));
@@ -64,8 +68,9 @@ void read_group_order(const TensorView& t, CodedLinear& l) {
   std::stable_sort(l.perm.begin(), l.perm.end(), [&](int32_t a, int32_t b) { return group[at(a)] < group[at(b)]; });
   for (int64_t c = 0; c < l.in; ++c)
     if (group[at(l.perm[at(c)])] != c / l.group_size)
-      unsupported_tensor(t, fmt::format("the groups are not all of {} inputs (group {} differs)", l.group_size, c / l.group_size),
-                         "quantize the model again with act-order groups of equal size, or without desc_act");
+      unsupported_tensor(
+          t, fmt::format("the groups are not all of {} inputs (group {} differs)", l.group_size, c / l.group_size),
+          "quantize the model again with act-order groups of equal size, or without desc_act");
   if (std::is_sorted(l.perm.begin(), l.perm.end())) l.perm.clear();
 }
 

@@ -22,7 +22,8 @@ std::string stated_method(const JsonObject& o) {
   return "gptq";
 }
 
-std::optional<QuantStatement> statement_of(const nlohmann::json& json, const std::string& file, const std::string& where) {
+std::optional<QuantStatement> statement_of(const nlohmann::json& json, const std::string& file,
+                                           const std::string& where) {
   const JsonObject object(json, file, where);
   // Early compressed-tensors files keep a sparsity_config beside a quantization_config inside the object.
   if (const nlohmann::json* inner = object.find("quantization_config"); inner && inner->is_object()) {
@@ -91,7 +92,8 @@ NamePattern::NamePattern(const std::string& pattern, const std::string& where) :
   int error = 0;
   PCRE2_SIZE offset = 0;
   owner->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                              PCRE2_UTF | PCRE2_ANCHORED | PCRE2_DOLLAR_ENDONLY | PCRE2_NEVER_BACKSLASH_C, &error, &offset, nullptr);
+                              PCRE2_UTF | PCRE2_ANCHORED | PCRE2_DOLLAR_ENDONLY | PCRE2_NEVER_BACKSLASH_C, &error,
+                              &offset, nullptr);
   if (!owner->code) {
     PCRE2_UCHAR message[256] = {};
     pcre2_get_error_message(error, message, sizeof message);
@@ -104,12 +106,13 @@ NamePattern::NamePattern(const std::string& pattern, const std::string& where) :
 
 bool NamePattern::matches(const std::string& name) const {
   std::unique_ptr<pcre2_match_context, decltype(&pcre2_match_context_free)> limits(pcre2_match_context_create(nullptr),
-                                                                                  &pcre2_match_context_free);
+                                                                                   &pcre2_match_context_free);
   pcre2_set_match_limit(limits.get(), kMatchLimit);
   pcre2_set_heap_limit(limits.get(), kHeapLimitKiB);
   std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> match(
       pcre2_match_data_create_from_pattern(code_->code, nullptr), &pcre2_match_data_free);
-  const int status = pcre2_match(code_->code, reinterpret_cast<PCRE2_SPTR>(name.data()), name.size(), 0, 0, match.get(), limits.get());
+  const int status =
+      pcre2_match(code_->code, reinterpret_cast<PCRE2_SPTR>(name.data()), name.size(), 0, 0, match.get(), limits.get());
   if (status >= 0) return true;
   if (status == PCRE2_ERROR_NOMATCH) return false;
   PCRE2_UCHAR message[256] = {};

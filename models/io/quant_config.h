@@ -1,4 +1,5 @@
-// What a model directory says about its quantization: where it stands, which method it names, and patterns of module names.
+// What a model directory says about its quantization: where it stands, which method it names, and patterns of module
+// names.
 #pragma once
 
 #include <memory>
@@ -15,17 +16,17 @@ namespace thimble {
 // (or compression_config, its older name) of config.json.
 struct QuantStatement {
   std::string file;
-  std::string where;      // path of the object inside the file, "" for the root
-  std::string method;     // in lower case: gptq, awq, compressed-tensors, bitsandbytes, or whatever the file names
-  nlohmann::json json;    // the object itself
+  std::string where;    // path of the object inside the file, "" for the root
+  std::string method;   // in lower case: gptq, awq, compressed-tensors, bitsandbytes, or whatever the file names
+  nlohmann::json json;  // the object itself
 
   JsonObject object() const { return JsonObject(json, file, where); }
   // The keys of the object under `key` in the order of the file, where the first that fits counts; empty when absent.
   std::vector<std::string> ordered_keys(const std::string& key) const;
 };
 
-// Empty when the model is not quantized. A statement without a method is AWQ when it has a version, bitsandbytes when it
-// has a load_in flag, compressed-tensors when it has config_groups, and GPTQ otherwise.
+// Empty when the model is not quantized. A statement without a method is AWQ when it has a version, bitsandbytes when
+// it has a load_in flag, compressed-tensors when it has config_groups, and GPTQ otherwise.
 std::optional<QuantStatement> read_quant_statement(const std::string& dir);
 
 // A pattern of module names: Python's re.match, so from the first character but not up to the last.

@@ -16,7 +16,9 @@ constexpr const char* kConfig = R"({"quant_method":"awq","bits":4,"group_size":3
 
 // Nibble i of a word is output 8 c + kOrder[i].
 constexpr int kOrder[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-size_t nibble_of(int64_t o) { return static_cast<size_t>(std::find(kOrder, kOrder + 8, static_cast<int>(o % 8)) - kOrder); }
+size_t nibble_of(int64_t o) {
+  return static_cast<size_t>(std::find(kOrder, kOrder + 8, static_cast<int>(o % 8)) - kOrder);
+}
 
 struct Awq {
   int64_t out = 24, in = 64, group = 32;
@@ -24,7 +26,9 @@ struct Awq {
   Tensors tensors;
   std::vector<double> weights;
 
-  explicit Awq(SafetensorsDtype scales = SafetensorsDtype::f16, int64_t group_size = 32, const std::string& module = "l") : group(group_size) {
+  explicit Awq(SafetensorsDtype scales = SafetensorsDtype::f16, int64_t group_size = 32,
+               const std::string& module = "l")
+      : group(group_size) {
     Random random{11};
     const int64_t groups = in / group, words = out / 8;
     std::vector<uint32_t> qweight(static_cast<size_t>(in * words)), qzeros(static_cast<size_t>(groups * words));
@@ -66,7 +70,8 @@ TEST(Awq, EveryScaleTypeAndGroup) {
     for (const int64_t group : {int64_t{16}, int64_t{32}, int64_t{64}}) {
       const Awq a(dtype, group);
       const Checkpoint c(R"({"quant_method":"awq","bits":4,"zero_point":true,"version":"GEMM","group_size":)" +
-                             std::to_string(group == 64 ? -1 : group) + "}", a.tensors);
+                             std::to_string(group == 64 ? -1 : group) + "}",
+                         a.tensors);
       ASSERT_TRUE(c.source->has("l"));
       EXPECT_FALSE(c.source->has("m"));
       EXPECT_TRUE(c.source->warnings().empty());
@@ -93,14 +98,16 @@ TEST(Awq, WhatIsWrittenIsWhatWasRead) {
 TEST(Awq, SpellingsOfTheConfig) {
   const Awq a;
   for (const std::string config :
-       {R"({"w_bit":4,"q_group_size":32,"zero_point":true,"version":"GEMM"})", R"({"quant_method":"AWQ","bits":4,"group_size":32})",
+       {R"({"w_bit":4,"q_group_size":32,"zero_point":true,"version":"GEMM"})",
+        R"({"quant_method":"AWQ","bits":4,"group_size":32})",
         R"({"method":"awq","format":"gemm","bits":4,"group_size":32,"modules_to_not_convert":["lm_head"]})"})
     expect_weights(Checkpoint(config, a.tensors).source->read("l"), a.out, a.in, a.weights);
   EXPECT_EQ(Checkpoint(kConfig, a.tensors).source->description(), "awq 4-bit g32 asym");
   for (const std::string version : {"gemv", "gemv_fast", "GEMV", "marlin", "llm-awq"})
     expect_refused(ErrorCode::unsupported, {"config.json", lower_case(version)},
                    R"({"quant_method":"awq","bits":4,"group_size":32,"version":")" + version + "\"}", a.tensors);
-  expect_refused(ErrorCode::unsupported, {"llm-awq"}, R"({"quant_method":"awq","bits":4,"group_size":32,"backend":"llm-awq"})", a.tensors);
+  expect_refused(ErrorCode::unsupported, {"llm-awq"},
+                 R"({"quant_method":"awq","bits":4,"group_size":32,"backend":"llm-awq"})", a.tensors);
   expect_refused(ErrorCode::unsupported, {"3 bits"}, R"({"quant_method":"awq","bits":3,"group_size":32})", a.tensors);
   expect_refused(ErrorCode::input, {"group_size"}, R"({"quant_method":"awq","bits":4,"group_size":0})", a.tensors);
 }

@@ -10,13 +10,26 @@ namespace {
 
 using namespace io_test;
 
-constexpr const char* kConfig4 = R"({"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"nf4","bnb_4bit_compute_dtype":"bfloat16"})";
+constexpr const char* kConfig4 =
+    R"({"quant_method":"bitsandbytes","load_in_4bit":true,"bnb_4bit_quant_type":"nf4","bnb_4bit_compute_dtype":"bfloat16"})";
 constexpr const char* kConfig8 = R"({"quant_method":"bitsandbytes","load_in_8bit":true})";
 
-const std::vector<float> kNf4 = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-                                 -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
-                                 0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
-                                 0.7229568362236023f, 1.0f};
+const std::vector<float> kNf4 = {-1.0f,
+                                 -0.6961928009986877f,
+                                 -0.5250730514526367f,
+                                 -0.39491748809814453f,
+                                 -0.28444138169288635f,
+                                 -0.18477343022823334f,
+                                 -0.09105003625154495f,
+                                 0.0f,
+                                 0.07958029955625534f,
+                                 0.16093020141124725f,
+                                 0.24611230194568634f,
+                                 0.33791524171829224f,
+                                 0.44070982933044434f,
+                                 0.5626170039176941f,
+                                 0.7229568362236023f,
+                                 1.0f};
 
 struct Four {
   int64_t out = 6, in = 44, block = 64;  // blocks run over the ends of rows, and the last one is short
@@ -30,7 +43,9 @@ struct Four {
     Random random{static_cast<uint64_t>(block_size)};
     const int64_t n = out * in, blocks = (n + block - 1) / block;
     std::vector<float> book = kNf4;
-    if (type == "fp4") book = {0, 0.0052083333f, 0.6666667f, 1, 0.33333333f, 0.5f, 0.16666667f, 0.25f, 0, -0.0052083333f, -0.6666667f, -1, -0.33333333f, -0.5f, -0.16666667f, -0.25f};
+    if (type == "fp4")
+      book = {0, 0.0052083333f,  0.6666667f,  1,  0.33333333f,  0.5f,  0.16666667f,  0.25f,
+              0, -0.0052083333f, -0.6666667f, -1, -0.33333333f, -0.5f, -0.16666667f, -0.25f};
     nlohmann::json state = {{"quant_type", type}, {"blocksize", block}, {"dtype", dtype}, {"shape", {out, in}}};
     if (nested) {
       const float offset = 0.78125f;
@@ -60,9 +75,12 @@ struct Four {
     std::vector<uint8_t> bytes(static_cast<size_t>((n + 1) / 2));
     for (int64_t i = 0; i < n; ++i) {
       const size_t code = random.below(16);
-      bytes[static_cast<size_t>(i / 2)] = static_cast<uint8_t>(bytes[static_cast<size_t>(i / 2)] | code << (i % 2 ? 0 : 4));
+      bytes[static_cast<size_t>(i / 2)] =
+          static_cast<uint8_t>(bytes[static_cast<size_t>(i / 2)] | code << (i % 2 ? 0 : 4));
       const double value = static_cast<float>(double(book[code]) * absmax[static_cast<size_t>(i / block)]);
-      weights.push_back(dtype == "float32" ? value : dtype == "float16" ? from_small(to_f16(value), 10, 5) : from_small(to_bf16(value), 7, 8));
+      weights.push_back(dtype == "float32"   ? value
+                        : dtype == "float16" ? from_small(to_f16(value), 10, 5)
+                                             : from_small(to_bf16(value), 7, 8));
     }
     tensors.add("l.weight", SafetensorsDtype::u8, {static_cast<int64_t>(bytes.size()), 1}, bytes);
     tensors.add("l.weight.quant_map", SafetensorsDtype::f32, {16}, book);
@@ -82,7 +100,8 @@ TEST(Bitsandbytes, HandExample) {
   t.add("l.weight.absmax", SafetensorsDtype::f32, {2}, std::vector<float>{2, 3});
   t.add("l.weight.quant_map", SafetensorsDtype::f32, {16}, kNf4);
   const std::string state = R"({"quant_type":"nf4","blocksize":2,"dtype":"float32","shape":[2,2]})";
-  t.add("l.weight.quant_state.bitsandbytes__nf4", SafetensorsDtype::u8, {static_cast<int64_t>(state.size())}, std::vector<uint8_t>(state.begin(), state.end()));
+  t.add("l.weight.quant_state.bitsandbytes__nf4", SafetensorsDtype::u8, {static_cast<int64_t>(state.size())},
+        std::vector<uint8_t>(state.begin(), state.end()));
   const CodedLinear l = Checkpoint(kConfig4, t).source->read("l");
   EXPECT_EQ(l.dense_format, WeightFormat::f32);
   expect_weights(l, 2, 2, {-2, 2, 0, -3});
@@ -98,11 +117,14 @@ TEST(Bitsandbytes, BlocksAgainstDoubles) {
         ASSERT_TRUE(c.source->has("l"));
         EXPECT_FALSE(c.source->has("m"));
         const CodedLinear l = c.source->read("l");
-        EXPECT_EQ(l.dense_format, dtype == "float32" ? WeightFormat::f32 : dtype == "float16" ? WeightFormat::f16 : WeightFormat::bf16);
+        EXPECT_EQ(l.dense_format, dtype == "float32"   ? WeightFormat::f32
+                                  : dtype == "float16" ? WeightFormat::f16
+                                                       : WeightFormat::bf16);
         expect_weights(l, f.out, f.in, f.weights);
         // Every tensor of the module is accounted for.
         const std::vector<std::string> used = c.source->tensors("l");
-        for (const std::string& name : c.set->names()) EXPECT_NE(std::find(used.begin(), used.end(), name), used.end()) << name;
+        for (const std::string& name : c.set->names())
+          EXPECT_NE(std::find(used.begin(), used.end(), name), used.end()) << name;
       }
   // The bytes may be stored as another dtype.
   Four f("float32", false, 64);
@@ -154,14 +176,17 @@ TEST(Bitsandbytes, StatesThatLie) {
     expect_refused(code, parts, kConfig4, f.tensors);
   };
   refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[6,45]})", ErrorCode::input, {"l.weight", "135 bytes"});
-  refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[2147483647,2147483647]})", ErrorCode::input, {"l.weight", "bytes of"});
+  refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[2147483647,2147483647]})", ErrorCode::input,
+          {"l.weight", "bytes of"});
   refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[0,44]})", ErrorCode::input, {"shape"});
   refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[264]})", ErrorCode::input, {"shape"});
   refused(R"({"blocksize":0,"dtype":"bfloat16","shape":[6,44]})", ErrorCode::input, {"blocksize"});
   refused(R"({"blocksize":32,"dtype":"bfloat16","shape":[6,44]})", ErrorCode::input, {"l.weight.absmax", "[9]"});
-  refused(R"({"blocksize":64,"dtype":"float8","shape":[6,44]})", ErrorCode::unsupported, {"quant_state", "dtype", "float8"});
+  refused(R"({"blocksize":64,"dtype":"float8","shape":[6,44]})", ErrorCode::unsupported,
+          {"quant_state", "dtype", "float8"});
   refused("{", ErrorCode::input, {"quant_state.bitsandbytes__nf4"});
-  refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[6,44],"nested_blocksize":256})", ErrorCode::input, {"l.weight.absmax", "U8"});
+  refused(R"({"blocksize":64,"dtype":"bfloat16","shape":[6,44],"nested_blocksize":256})", ErrorCode::input,
+          {"l.weight.absmax", "U8"});
   Four lost("bfloat16", true, 16);
   lost.tensors.remove("l.weight.nested_quant_map");
   expect_refused(ErrorCode::input, {"l.weight.nested_quant_map", "missing"}, kConfig4, lost.tensors);
@@ -175,7 +200,8 @@ TEST(Bitsandbytes, DamagedCheckpoints) {
 TEST(Quantization, MethodsThatNobodyReads) {
   const Tensors t = Four("float32", false, 64).tensors;
   for (const std::string method : {"hqq", "fp8", "aqlm", "quanto", "torchao", "marlin", "exl2", "mxfp4"})
-    expect_refused(ErrorCode::unsupported, {"config.json", "\"" + method + "\"", "supported: gptq, awq"}, R"({"quant_method":")" + method + "\"}", t);
+    expect_refused(ErrorCode::unsupported, {"config.json", "\"" + method + "\"", "supported: gptq, awq"},
+                   R"({"quant_method":")" + method + "\"}", t);
 }
 
 }  // namespace

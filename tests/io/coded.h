@@ -51,16 +51,19 @@ struct Tensors {
 
   template <class T>
   void add(const std::string& name, SafetensorsDtype dtype, std::vector<int64_t> shape, const std::vector<T>& values) {
-    list.push_back({name, dtype, std::move(shape), std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))});
+    list.push_back({name, dtype, std::move(shape),
+                    std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))});
   }
-  void add_floats(const std::string& name, SafetensorsDtype dtype, std::vector<int64_t> shape, const std::vector<double>& values) {
+  void add_floats(const std::string& name, SafetensorsDtype dtype, std::vector<int64_t> shape,
+                  const std::vector<double>& values) {
     std::vector<uint16_t> half;
     std::vector<float> wide;
     for (double v : values) {
       half.push_back(dtype == SafetensorsDtype::f16 ? to_f16(v) : to_bf16(v));
       wide.push_back(static_cast<float>(v));
     }
-    dtype == SafetensorsDtype::f32 ? add(name, dtype, std::move(shape), wide) : add(name, dtype, std::move(shape), half);
+    dtype == SafetensorsDtype::f32 ? add(name, dtype, std::move(shape), wide)
+                                   : add(name, dtype, std::move(shape), half);
   }
   One& at(const std::string& name) {
     for (One& one : list)
@@ -101,8 +104,8 @@ inline void expect_weights(const CodedLinear& l, int64_t out, int64_t in, const 
   for (size_t i = 0; i < want.size(); ++i) ASSERT_EQ(got[i], static_cast<float>(want[i])) << "element " << i;
 }
 
-inline void expect_refused(ErrorCode code, std::initializer_list<std::string> parts, const std::string& config, const Tensors& tensors,
-                           const std::string& module = "l") {
+inline void expect_refused(ErrorCode code, std::initializer_list<std::string> parts, const std::string& config,
+                           const Tensors& tensors, const std::string& module = "l") {
   expect_error(code, parts, [&] { Checkpoint(config, tensors).source->read(module); });
 }
 

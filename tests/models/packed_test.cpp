@@ -6,7 +6,7 @@
 #include <map>
 
 #include "quant/rtn.h"
-#include "tests/models/support.h"
+#include "tests/models/small_families.h"
 
 namespace thimble::models_test {
 namespace {
@@ -46,7 +46,8 @@ void expect_error(ErrorCode code, const std::vector<std::string>& words, const F
     ADD_FAILURE() << "accepted, though it should name " << words.front();
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), code) << e.what();
-    for (const std::string& w : words) EXPECT_NE(std::string(e.what()).find(w), std::string::npos) << "no " << w << " in: " << e.what();
+    for (const std::string& w : words)
+      EXPECT_NE(std::string(e.what()).find(w), std::string::npos) << "no " << w << " in: " << e.what();
   }
 }
 
@@ -59,9 +60,11 @@ TEST(Packed, EveryLayoutLoadsAgainWithTheSameCodes) {
   const std::map<PackedFormat, std::vector<const char*>> specs = {
       {PackedFormat::gptq, {"int4-g32-asym", "int3-row-sym"}},
       {PackedFormat::awq, {"int4-g32-asym", "int4-g16-sym", "int4-row-asym"}},
-      {PackedFormat::compressed_tensors, {"int4-g32-sym", "int4-g16-asym", "int3-row-asym", "int2-g32-asym", "int8-row-sym"}},
+      {PackedFormat::compressed_tensors,
+       {"int4-g32-sym", "int4-g16-asym", "int3-row-asym", "int2-g32-asym", "int8-row-sym"}},
       {PackedFormat::int_quantized, {"int8-row-sym", "int8-g32-asym"}}};
-  for (const std::string& dir : {oracle("llama_gqa_untied"), oracle("gpt_neox"), oracle("opt_prenorm"), oracle("gpt2"), case_dir("opt_350m")})
+  for (const std::string& dir :
+       {oracle("llama_gqa_untied"), oracle("gpt_neox"), oracle("opt_prenorm"), oracle("gpt2"), case_dir("opt_350m")})
     for (const auto& entry : specs)
       for (const char* name : entry.second) {
         const PackedFormat format = entry.first;
@@ -79,7 +82,8 @@ TEST(Packed, EveryLayoutLoadsAgainWithTheSameCodes) {
         const CompressReport report = compress_model(model, *e.ctx, compress, {});
         const ScratchDir out;
         const auto write = [&] {
-          write_compressed(out.path(), model, e.kernels, config_of(dir), report, {{"compression", report.compression}}, format);
+          write_compressed(out.path(), model, e.kernels, config_of(dir), report, {{"compression", report.compression}},
+                           format);
         };
         if (!holds(format, dir)) {
           expect_error(ErrorCode::unsupported, {packed_format_name(format), "Conv1D"}, write);
@@ -103,7 +107,8 @@ TEST(Packed, EveryLayoutLoadsAgainWithTheSameCodes) {
         EXPECT_TRUE(kept.requantized.empty());
         EXPECT_GT(kept.kept, 0);
         std::ifstream a(out / "model.safetensors", std::ios::binary), b(second / "model.safetensors", std::ios::binary);
-        EXPECT_TRUE(std::string(std::istreambuf_iterator<char>(a), {}) == std::string(std::istreambuf_iterator<char>(b), {}));
+        EXPECT_TRUE(std::string(std::istreambuf_iterator<char>(a), {}) ==
+                    std::string(std::istreambuf_iterator<char>(b), {}));
       }
 }
 
@@ -114,8 +119,12 @@ TEST(Packed, CodesSurviveAChangeOfLayout) {
     bool kept;
   };
   const std::string plain = oracle("gptq4_g32_asym"), ordered = case_dir("gptq_neox_actorder");
-  for (const Case& c : {Case{plain, PackedFormat::gptq, true}, {plain, PackedFormat::awq, true}, {plain, PackedFormat::compressed_tensors, true},
-                        {plain, PackedFormat::int_quantized, true}, {ordered, PackedFormat::gptq, true}, {ordered, PackedFormat::awq, false},
+  for (const Case& c : {Case{plain, PackedFormat::gptq, true},
+                        {plain, PackedFormat::awq, true},
+                        {plain, PackedFormat::compressed_tensors, true},
+                        {plain, PackedFormat::int_quantized, true},
+                        {ordered, PackedFormat::gptq, true},
+                        {ordered, PackedFormat::awq, false},
                         {ordered, PackedFormat::compressed_tensors, true}}) {
     SCOPED_TRACE(base_name(c.dir) + " " + packed_format_name(c.format));
     Engine e;
@@ -170,6 +179,43 @@ TEST(Packed, FloatsAreRoundedToNearest) {
   EXPECT_EQ(q["modules_to_not_convert"], nlohmann::json::array({"lm_head"}));
 }
 
+TEST(Packed, EveryFamily) {
+  for (const SmallFamily& family : small_families())
+    for (const PackedFormat format :
+         {PackedFormat::gptq, PackedFormat::awq, PackedFormat::compressed_tensors, PackedFormat::int_quantized}) {
+      SCOPED_TRACE(std::string(family.name) + " " + packed_format_name(format));
+      Engine e;
+      const ScratchDir base, out;
+      Model model = small_model(family, base);
+      PackedOptions options;
+      options.format = format;
+      options.spec = {format == PackedFormat::int_quantized ? 8 : 4, 16, format == PackedFormat::compressed_tensors};
+      PackedReport r;
+      try {
+        r = write_quantized(out.path(), model, e.kernels, nlohmann::ordered_json::parse(family.config), options);
+      } catch (const Error& error) {
+        EXPECT_EQ(error.code(), ErrorCode::unsupported);
+        EXPECT_NE(std::string(error.what()).find("Conv1D"), std::string::npos) << error.what();
+        continue;
+      }
+      EXPECT_GT(r.rounded, 0);
+      // What was written stands for what round to nearest makes of every linear, and nothing else changed.
+      Model again = load_model(out.path(), e.kernels);
+      EXPECT_FALSE(again.quantization.empty());
+      for_each_weight(model.weights, [&](Role role, int64_t place, const Weight& w) {
+        const Weight& v = again.weights.at(role, place);
+        ASSERT_EQ(v.numel(), w.numel()) << weight_name(role, place);
+        std::vector<float> want(size_t(w.numel())), got(want.size());
+        dequantize(e.kernels, w, want.data());
+        dequantize(e.kernels, v, got.data());
+        const bool linear = role_is_layer(role) && !role_shape(model.config, role).vector && role != Role::router_w;
+        EXPECT_EQ(is_tiled(v.format), linear) << weight_name(role, place);
+        if (linear) want = dequantize(quantize_rtn(want.data(), w.rows, w.cols, options.spec, nullptr, 1));
+        EXPECT_TRUE(same_bits(want, got)) << weight_name(role, place);
+      });
+    }
+}
+
 TEST(Packed, WhatALayoutCannotHoldIsRefusedByName) {
   Engine e;
   const std::string dir = oracle("llama_gqa_untied");
@@ -183,18 +229,29 @@ TEST(Packed, WhatALayoutCannotHoldIsRefusedByName) {
     write_compressed(out.path(), model, e.kernels, config_of(dir), report, nlohmann::ordered_json::object(), format);
   };
   expect_error(ErrorCode::unsupported, {"awq", "q_proj", "3 bits"}, [&] { write(PackedFormat::awq, {3, 32, false}); });
-  expect_error(ErrorCode::unsupported, {"awq", "down_proj", "160 inputs", "group size 64"}, [&] { write(PackedFormat::awq, {4, 64, false}); });
-  expect_error(ErrorCode::unsupported, {"compressed-tensors", "64 inputs are fewer than the group size 128"}, [&] { write(PackedFormat::compressed_tensors, {4, 128, false}); });
-  expect_error(ErrorCode::unsupported, {"int-quantized", "4 bits"}, [&] { write(PackedFormat::int_quantized, {4, 32, false}); });
+  expect_error(ErrorCode::unsupported, {"awq", "down_proj", "160 inputs", "group size 64"}, [&] {
+    write(PackedFormat::awq, {4, 64, false});
+  });
+  expect_error(ErrorCode::unsupported, {"compressed-tensors", "64 inputs are fewer than the group size 128"}, [&] {
+    write(PackedFormat::compressed_tensors, {4, 128, false});
+  });
+  expect_error(ErrorCode::unsupported, {"int-quantized", "4 bits"}, [&] {
+    write(PackedFormat::int_quantized, {4, 32, false});
+  });
   CompressRule down;
   down.match = "*.down_w";
   down.spec = {4, 16, false};
-  expect_error(ErrorCode::unsupported, {"awq", "int4-g16-asym", "one grid"}, [&] { write(PackedFormat::awq, {4, 32, false}, {down}); });
+  expect_error(ErrorCode::unsupported, {"awq", "int4-g16-asym", "one grid"}, [&] {
+    write(PackedFormat::awq, {4, 32, false}, {down});
+  });
   EXPECT_NO_THROW(write(PackedFormat::compressed_tensors, {4, 32, false}, {down}));
   Model model = load_model(dir, e.kernels);
-  expect_error(ErrorCode::unsupported, {"act-order"}, [&] { require_packed_format(model, PackedFormat::awq, {4, 32, false}, true); });
+  expect_error(ErrorCode::unsupported, {"act-order"}, [&] {
+    require_packed_format(model, PackedFormat::awq, {4, 32, false}, true);
+  });
   expect_error(ErrorCode::usage, {"marlin"}, [&] { parse_packed_format("marlin"); });
-  for (const char* name : {"gptq", "awq", "compressed-tensors", "int-quantized"}) EXPECT_STREQ(packed_format_name(parse_packed_format(name)), name);
+  for (const char* name : {"gptq", "awq", "compressed-tensors", "int-quantized"})
+    EXPECT_STREQ(packed_format_name(parse_packed_format(name)), name);
 }
 
 TEST(Packed, SeveralGridsInCompressedTensors) {
@@ -210,7 +267,8 @@ TEST(Packed, SeveralGridsInCompressedTensors) {
   options.rules = {down, kept};
   const CompressReport report = compress_model(model, *e.ctx, options, {});
   const ScratchDir out;
-  write_compressed(out.path(), model, e.kernels, config_of(dir), report, nlohmann::ordered_json::object(), PackedFormat::compressed_tensors);
+  write_compressed(out.path(), model, e.kernels, config_of(dir), report, nlohmann::ordered_json::object(),
+                   PackedFormat::compressed_tensors);
   const nlohmann::json q = read_json(out / "config.json")["quantization_config"];
   EXPECT_EQ(q["config_groups"]["group_1"]["targets"].size(), 2u);
   EXPECT_EQ(q["config_groups"]["group_1"]["weights"]["strategy"], "channel");
@@ -222,7 +280,8 @@ TEST(Packed, SeveralGridsInCompressedTensors) {
 // A Llama whose linears are replaced by what `change` makes of them, and the same model in floats.
 struct Twin {
   Checkpoint coded, dense;
-  explicit Twin(const nlohmann::json& quantization) : coded(Checkpoint::read(oracle("llama_gqa_untied"))), dense(coded) {
+  explicit Twin(const nlohmann::json& quantization)
+      : coded(Checkpoint::read(oracle("llama_gqa_untied"))), dense(coded) {
     coded.config["quantization_config"] = quantization;
   }
   std::vector<std::string> linears() const {
@@ -257,7 +316,8 @@ void expect_twins(const Twin& twin, double limit) {
 
 TEST(Packed, Nf4ModelsRunAsWhatTheirCodesStandFor) {
   Twin twin({{"quant_method", "bitsandbytes"}, {"load_in_4bit", true}, {"bnb_4bit_quant_type", "nf4"}});
-  const std::vector<float> book = {-1, -0.7f, -0.53f, -0.39f, -0.28f, -0.18f, -0.09f, 0, 0.08f, 0.16f, 0.25f, 0.34f, 0.44f, 0.56f, 0.72f, 1};
+  const std::vector<float> book = {-1,    -0.7f, -0.53f, -0.39f, -0.28f, -0.18f, -0.09f, 0,
+                                   0.08f, 0.16f, 0.25f,  0.34f,  0.44f,  0.56f,  0.72f,  1};
   for (const std::string& name : twin.linears()) {
     Checkpoint::Item& d = twin.dense.item(name);
     std::vector<float> w(d.bytes.size() / 4), absmax;
@@ -278,11 +338,13 @@ TEST(Packed, Nf4ModelsRunAsWhatTheirCodesStandFor) {
     const std::vector<int64_t> shape = d.shape;
     d.bytes = bytes_of(w);
     twin.coded.erase(name);
-    const std::string state = nlohmann::json{{"quant_type", "nf4"}, {"blocksize", 64}, {"dtype", "float32"}, {"shape", shape}}.dump();
+    const std::string state =
+        nlohmann::json{{"quant_type", "nf4"}, {"blocksize", 64}, {"dtype", "float32"}, {"shape", shape}}.dump();
     twin.put(name, SafetensorsDtype::u8, {static_cast<int64_t>(packed.size()), 1}, bytes_of(packed));
     twin.put(name + ".absmax", SafetensorsDtype::f32, {static_cast<int64_t>(absmax.size())}, bytes_of(absmax));
     twin.put(name + ".quant_map", SafetensorsDtype::f32, {16}, bytes_of(book));
-    twin.put(name + ".quant_state.bitsandbytes__nf4", SafetensorsDtype::u8, {static_cast<int64_t>(state.size())}, state);
+    twin.put(name + ".quant_state.bitsandbytes__nf4", SafetensorsDtype::u8, {static_cast<int64_t>(state.size())},
+             state);
   }
   expect_twins(twin, 0);
 }
