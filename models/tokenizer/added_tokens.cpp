@@ -1,4 +1,4 @@
-// Leftmost-longest search: per first byte the list of lengths that occur, then one hash lookup for each.
+// Leftmost-longest search: a table of first bytes, then a trie.
 #include "models/tokenizer/added_tokens.h"
 
 #include <algorithm>
@@ -45,29 +45,37 @@ bool touches_word(std::string_view text, size_t begin, size_t end) {
 }  // namespace
 
 void AddedTokenMatcher::add(const AddedToken& token, const std::string& pattern) {
-  if (pattern.empty() || !by_pattern_.emplace(pattern, entries_.size()).second) return;
+  if (pattern.empty()) return;
+  const auto first = static_cast<unsigned char>(pattern[0]);
+  begins_[first] = true;
+  if (!token.special) begins_plain_[first] = true;
+  trie_.add(pattern, static_cast<int32_t>(entries_.size()));
   entries_.push_back({token, pattern});
-  std::vector<size_t>& lengths = lengths_[static_cast<unsigned char>(pattern[0])];
-  if (std::find(lengths.begin(), lengths.end(), pattern.size()) == lengths.end()) lengths.push_back(pattern.size());
-  std::sort(lengths.rbegin(), lengths.rend());
 }
 
 const AddedTokenMatcher::Entry* AddedTokenMatcher::longest_at(std::string_view text, size_t pos,
                                                               bool parse_special) const {
-  for (const size_t length : lengths_[static_cast<unsigned char>(text[pos])]) {
-    if (length > text.size() - pos) continue;
-    const auto found = by_pattern_.find(std::string(text.substr(pos, length)));
-    if (found == by_pattern_.end()) continue;
-    const Entry& entry = entries_[found->second];
-    if (parse_special || !entry.token.special) return &entry;
+  const Entry* best = nullptr;
+  int32_t node = ByteTrie::kRoot;
+  for (; pos < text.size(); ++pos) {
+    node = trie_.step(node, static_cast<unsigned char>(text[pos]));
+    if (node < 0) break;
+    if (trie_.value(node) < 0) continue;
+    const Entry& entry = entries_[static_cast<size_t>(trie_.value(node))];
+    if (parse_special || !entry.token.special) best = &entry;
   }
-  return nullptr;
+  return best;
 }
 
 std::vector<AddedTokenMatcher::Segment> AddedTokenMatcher::split(std::string_view text, bool parse_special) const {
   std::vector<Segment> out;
   size_t from = 0;  // behind the last token
+  const std::array<bool, 256>& begins = parse_special ? begins_ : begins_plain_;
   for (size_t pos = 0; pos < text.size() && !entries_.empty();) {
+    if (!begins[static_cast<unsigned char>(text[pos])]) {
+      ++pos;
+      continue;
+    }
     const Entry* entry = longest_at(text, pos, parse_special);
     if (entry == nullptr) {
       ++pos;

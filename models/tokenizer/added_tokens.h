@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
+
+#include "models/tokenizer/trie.h"
 
 namespace thimble {
 
@@ -41,8 +42,8 @@ class AddedTokenMatcher {
   };
   const Entry* longest_at(std::string_view text, size_t pos, bool parse_special) const;
   std::vector<Entry> entries_;
-  std::unordered_map<std::string, size_t> by_pattern_;
-  std::array<std::vector<size_t>, 256> lengths_;  // by first byte, descending
+  ByteTrie trie_;                                 // pattern -> index of the entry
+  std::array<bool, 256> begins_{}, begins_plain_{};  // first bytes of all patterns, and of those that are not special
 };
 
 }  // namespace thimble

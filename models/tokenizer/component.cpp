@@ -63,6 +63,8 @@ std::string byte_token(int value) {
   return {'<', '0', 'x', kDigits[value >> 4 & 15], kDigits[value & 15], '>'};
 }
 
+std::string json_string(const std::string& text) { return text.empty() ? "null" : nlohmann::json(text).dump(); }
+
 const nlohmann::json& ComponentSource::list(const std::string& key) const {
   const nlohmann::json* value = object.find(key);
   if (value == nullptr || !value->is_array()) object.fail(key, "a list");

@@ -3,19 +3,31 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "models/io/json.h"
+#include "models/tokenizer/scanner.h"
 
 namespace thimble {
 
-// Text on its way to the model; always well-formed UTF-8. at_start: begins where the whole input begins.
+// Text on its way to the model; always well-formed UTF-8. at_start: begins where the whole input begins. The bytes belong
+// to the input or to the TextArena that travels with the pieces.
 struct Piece {
-  std::string text;
+  std::string_view text;
   bool at_start = false;
+};
+
+// Owns texts that a component made new.
+class TextArena {
+ public:
+  std::string_view keep(std::string text) { return texts_.emplace_back(std::move(text)); }
+
+ private:
+  std::deque<std::string> texts_;
 };
 
 class Normalizer {
@@ -27,15 +39,22 @@ class Normalizer {
 class PreTokenizer {
  public:
   virtual ~PreTokenizer() = default;
-  // Replaces each piece by its parts; empty pieces are dropped.
-  virtual void split(std::vector<Piece>& pieces) const = 0;
+  // Replaces each piece by its parts; empty pieces are dropped. raw_bytes: the model spells bytes itself, so a ByteLevel that
+  // comes last leaves them as they are.
+  virtual void split(std::vector<Piece>& pieces, TextArena& arena, bool raw_bytes) const = 0;
+  // The last step spells bytes as the 256 characters of byte-level vocabularies.
+  virtual bool spells_bytes() const { return false; }
+  // Not nullptr: with raw_bytes, cutting is all it does, and this rule does it.
+  virtual const ScannerRule* whole_scanner() const { return nullptr; }
 };
 
 // Pieces of text -> ids. Immutable after construction and safe to share between threads.
 class TokenModel {
  public:
   virtual ~TokenModel() = default;
-  virtual void encode(const std::vector<Piece>& pieces, std::vector<int32_t>& ids) const = 0;
+  // raw_bytes: pieces are plain bytes that the vocabulary spells byte by byte; only where takes_raw_bytes().
+  virtual void encode(const Piece* pieces, size_t count, bool raw_bytes, std::vector<int32_t>& ids) const = 0;
+  virtual bool takes_raw_bytes() const { return false; }
   virtual int32_t size() const = 0;                             // largest id + 1
   virtual const std::string& piece(int32_t id) const = 0;       // id in [0, size()); "" for a hole
   virtual int32_t find(std::string_view piece) const = 0;       // -1 when absent
@@ -91,6 +110,9 @@ bool from_byte_level(std::string_view text, std::string& bytes);
 // "<0x0A>" -> 10; -1 when the piece is no byte token. Digits of either case.
 int byte_token_value(std::string_view piece);
 std::string byte_token(int value);
+
+// A JSON string with its quotes, and null for none: for models that write themselves.
+std::string json_string(const std::string& text);
 
 // Shared by the tables.
 struct ComponentSource {

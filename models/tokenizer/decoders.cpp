@@ -1,4 +1,6 @@
 // Decoders: pieces -> text. Each decoder starts one stage; stages hold back only what later tokens can still change.
+#include <utility>
+
 #include "models/tokenizer/component.h"
 #include "models/tokenizer/pattern.h"
 #include "models/tokenizer/unicode.h"
@@ -194,6 +196,65 @@ class BpeStage : public TokenStage {
   bool any_ = false;
 };
 
+// English typography: no space before punctuation and contractions. Within one token, in this order.
+std::string cleaned_up(std::string token) {
+  static constexpr std::pair<std::string_view, std::string_view> kRules[] = {
+      {" .", "."},     {" ?", "?"},     {" !", "!"},           {" ,", ","},   {" ' ", "'"},   {" n't", "n't"},
+      {" 'm", "'m"},   {" do not", " don't"}, {" 's", "'s"},   {" 've", "'ve"}, {" 're", "'re"}};
+  if (token.find(' ') == std::string::npos) return token;
+  for (const auto& [from, to] : kRules) {
+    for (size_t at = token.find(from); at != std::string::npos; at = token.find(from, at + to.size())) {
+      token.replace(at, from.size(), to);
+    }
+  }
+  return token;
+}
+
+// A space before every token but the first and those that continue a word.
+class WordPieceStage : public TokenStage {
+ public:
+  WordPieceStage(std::string prefix, bool cleanup) : prefix_(std::move(prefix)), cleanup_(cleanup) {}
+
+ protected:
+  void on_token(std::string token) override {
+    if (!first_) {
+      if (token.compare(0, prefix_.size(), prefix_) == 0) {
+        token.erase(0, prefix_.size());
+      } else {
+        token.insert(0, " ");
+      }
+    }
+    first_ = false;
+    pass(cleanup_ ? cleaned_up(std::move(token)) : token);
+  }
+
+ private:
+  std::string prefix_;
+  bool cleanup_, first_ = true;
+};
+
+// Connectionist temporal classification: repetitions count once, the pad token only keeps them apart.
+class CtcStage : public TokenStage {
+ public:
+  CtcStage(Regex pad, Regex delimiter, bool cleanup)
+      : pad_(std::move(pad)), delimiter_(std::move(delimiter)), cleanup_(cleanup) {}
+
+ protected:
+  void on_token(std::string token) override {
+    if (any_ && token == last_) return;
+    last_ = token;
+    any_ = true;
+    token = replace_all(pad_, token, "");
+    if (cleanup_) token = replace_all(delimiter_, cleaned_up(std::move(token)), " ");
+    if (!token.empty()) pass(token);
+  }
+
+ private:
+  Regex pad_, delimiter_;
+  bool cleanup_, any_ = false;
+  std::string last_;
+};
+
 // Wraps a callable that makes a stage: decoders themselves hold nothing but parameters.
 template <typename Make>
 class StageDecoder : public Decoder {
@@ -283,6 +344,19 @@ const Row kTable[] = {
     {"Fuse", [](Source) { return stage_decoder([] { return std::make_unique<FuseStage>(); }); }},
     {"Strip", make_strip},
     {"Metaspace", make_metaspace},
+    {"WordPiece",
+     [](Source s) {
+       const std::string prefix = s.object.get_string("prefix", "##");
+       const bool cleanup = s.object.get_bool("cleanup", true);
+       return stage_decoder([=] { return std::make_unique<WordPieceStage>(prefix, cleanup); });
+     }},
+    {"CTC",
+     [](Source s) {
+       const Regex pad = Regex::literal(s.object.get_string("pad_token", "<pad>"), s.at("pad_token"));
+       const Regex delimiter = Regex::literal(s.object.get_string("word_delimiter_token", "|"), s.at("word_delimiter_token"));
+       const bool cleanup = s.object.get_bool("cleanup", true);
+       return stage_decoder([=] { return std::make_unique<CtcStage>(pad, delimiter, cleanup); });
+     }},
     {"BPEDecoder",
      [](Source s) {
        const Regex suffix = Regex::literal(s.object.get_string("suffix", "</w>"), s.at("suffix"));

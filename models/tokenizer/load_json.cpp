@@ -72,18 +72,15 @@ Tokenizer load_vocab_merges(const std::string& vocab_path) {
     const int32_t id = parts.model->find(name);
     if (id >= 0) added.push_back({{"id", id}, {"content", name}, {"special", true}, {"normalized", false}});
   }
-  const auto byte_level = [&](bool add_prefix_space) {
-    return nlohmann::json{
-        {"type", "ByteLevel"}, {"add_prefix_space", add_prefix_space}, {"trim_offsets", true}, {"use_regex", true}};
-  };
   for (auto& token : added) {
     for (const char* key : {"single_word", "lstrip", "rstrip"}) token[key] = false;
   }
+  append_configured_tokens(added, parts.config, vocab_path, *parts.model);
   parts.sections = {{"version", "1.0"},
                     {"added_tokens", added},
-                    {"pre_tokenizer", byte_level(prefix)},
-                    {"post_processor", byte_level(true)},
-                    {"decoder", byte_level(true)}};
+                    {"pre_tokenizer", byte_level_section(prefix, true)},
+                    {"post_processor", byte_level_section(true, true)},
+                    {"decoder", byte_level_section(true, true)}};
   return assemble_tokenizer(std::move(parts));
 }
 

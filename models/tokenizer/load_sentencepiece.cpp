@@ -1,9 +1,15 @@
-// SentencePiece models (protobuf) of the BPE kind. Only the fields that change ids are read; their numbers are those of
+// SentencePiece models (protobuf) of the BPE and Unigram kinds. Only the fields that change ids are read; their numbers are those of
 // sentencepiece_model.proto. Every length is checked against what remains, so a damaged file ends in an Error.
+#include <cmath>
 #include <cstring>
+#include <limits>
 
+#include "models/tokenizer/base64.h"
+#include "models/tokenizer/model_unigram.h"
+#include "models/tokenizer/normalizers_text.h"
 #include "models/tokenizer/scored_pieces.h"
 #include "models/tokenizer/tokenizer_state.h"
+#include "models/tokenizer/unicode.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
@@ -84,7 +90,8 @@ struct Model {
   bool add_dummy_prefix = true, remove_extra_whitespaces = true, escape_whitespaces = true;
   uint64_t type = 1;  // 1 unigram, 2 BPE, 3 word, 4 char
   bool suffix_space = false;
-  bool charsmap = false;
+  bool byte_fallback = false;
+  std::string_view charsmap;
 };
 
 Model read_model(std::string_view data, const std::string& file) {
@@ -112,11 +119,12 @@ Model read_model(std::string_view data, const std::string& file) {
       while (trainer.next()) {
         if (trainer.field() == 3) model.type = trainer.number();
         if (trainer.field() == 24) model.suffix_space = trainer.flag();
+        if (trainer.field() == 35) model.byte_fallback = trainer.flag();
       }
     } else if (root.field() == 3) {
       Message normalizer(root.bytes(), file, "normalizer_spec");
       while (normalizer.next()) {
-        if (normalizer.field() == 2) model.charsmap = !normalizer.bytes().empty();
+        if (normalizer.field() == 2) model.charsmap = normalizer.bytes();
         if (normalizer.field() == 3) model.add_dummy_prefix = normalizer.flag();
         if (normalizer.field() == 4) model.remove_extra_whitespaces = normalizer.flag();
         if (normalizer.field() == 5) model.escape_whitespaces = normalizer.flag();
@@ -124,6 +132,44 @@ Model read_model(std::string_view data, const std::string& file) {
     }
   }
   return model;
+}
+
+// Scores as SentencePiece's own Viterbi sees them.
+std::unique_ptr<TokenModel> make_unigram(const Model& model, const std::string& file) {
+  const auto fail = [&](size_t id, const std::string& what) {
+    throw Error(ErrorCode::input, file + ": piece " + std::to_string(id) + ": " + what, "the file is damaged");
+  };
+  std::vector<std::string> texts;
+  std::vector<double> scores;
+  UnigramOptions options;
+  options.single_precision = true;
+  options.byte_fallback = model.byte_fallback;
+  float lowest = std::numeric_limits<float>::max(), highest = std::numeric_limits<float>::lowest();
+  for (size_t id = 0; id < model.pieces.size(); ++id) {
+    const ScoredPiece& piece = model.pieces[id];
+    if (find_invalid_utf8(piece.text) != std::string::npos) fail(id, "expected UTF-8");
+    if (!std::isfinite(piece.score)) fail(id, "expected a finite score");
+    if (piece.type == PieceType::unknown) {
+      if (options.unk_id >= 0) fail(id, "a second unknown piece");
+      options.unk_id = static_cast<int32_t>(id);
+    }
+    if (piece.type == PieceType::normal) {
+      lowest = std::min(lowest, piece.score);
+      highest = std::max(highest, piece.score);
+    }
+    texts.push_back(piece.text);
+    scores.push_back(piece.score);
+    options.excluded.push_back(piece.type != PieceType::normal && piece.type != PieceType::user_defined);
+  }
+  if (options.unk_id < 0) fail(model.pieces.size(), "expected a piece of the unknown type");
+  for (size_t id = 0; id < model.pieces.size(); ++id) {
+    if (model.pieces[id].type == PieceType::user_defined) {
+      scores[id] = static_cast<double>(static_cast<float>(texts[id].size()) * highest) - 0.1;
+    }
+  }
+  auto made = std::make_unique<UnigramModel>(Vocabulary(std::move(texts)), std::move(scores), std::move(options));
+  made->set_unknown_score(static_cast<double>(lowest - 10.0F));
+  return made;
 }
 
 }  // namespace
@@ -139,12 +185,10 @@ Tokenizer load_sentencepiece(const std::string& path) {
     throw Error(ErrorCode::input, path + ": expected pieces, found none", "this is no SentencePiece model");
   }
   static const char* const kTypes[] = {"", "unigram", "BPE", "word", "char"};
-  if (model.type != 2) {
+  if (model.type != 1 && model.type != 2) {
     unsupported("trainer_spec.model_type", model.type <= 4 && model.type > 0 ? std::string("the model type ") + kTypes[model.type]
                                                                              : "type " + std::to_string(model.type));
   }
-  if (model.suffix_space) unsupported("trainer_spec.treat_whitespace_as_suffix", "a space mark behind the word");
-  if (model.charsmap) unsupported("normalizer_spec.precompiled_charsmap", "a table of character replacements");
 
   TokenizerParts parts;
   parts.file = path;
@@ -169,11 +213,18 @@ Tokenizer load_sentencepiece(const std::string& path) {
   const auto replace = [](const char* kind, const std::string& pattern, const std::string& content) {
     return json{{"type", "Replace"}, {"pattern", json::object({{kind, pattern}})}, {"content", content}};
   };
+  if (!model.charsmap.empty()) {
+    normalizers.push_back({{"type", "Precompiled"}, {"precompiled_charsmap", encode_base64(model.charsmap)}});
+  }
   if (model.remove_extra_whitespaces) {
     normalizers.push_back(replace("Regex", "\\A +| +\\z", ""));
     normalizers.push_back(replace("Regex", " {2,}", " "));
   }
-  if (model.add_dummy_prefix) normalizers.push_back({{"type", "Prepend"}, {"prepend", mark}});
+  if (model.add_dummy_prefix && model.suffix_space) {
+    normalizers.push_back(replace("Regex", "(?<=[\\s\\S])\\z", mark));
+  } else if (model.add_dummy_prefix) {
+    normalizers.push_back({{"type", "Prepend"}, {"prepend", mark}});
+  }
   if (model.escape_whitespaces) {
     normalizers.push_back(replace("String", " ", mark));
     decoders.push_back(replace("String", mark, " "));
@@ -181,7 +232,8 @@ Tokenizer load_sentencepiece(const std::string& path) {
   decoders.push_back(json{{"type", "ByteFallback"}});
   decoders.push_back(json{{"type", "Fuse"}});
   if (model.add_dummy_prefix) {
-    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+    const int behind = model.suffix_space ? 1 : 0;
+    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1 - behind}, {"stop", behind}});
   }
   parts.sections = {{"version", "1.0"},
                     {"added_tokens", added},
@@ -193,7 +245,25 @@ Tokenizer load_sentencepiece(const std::string& path) {
   if (bos_id >= 0 && !declined) {
     parts.sections["post_processor"] = bos_template(bos, bos_id);
   }
-  parts.model = make_scored_bpe(model.pieces, path);
+  SentencePieceRules rules;
+  rules.charsmap = Charsmap(model.charsmap, path + ": normalizer_spec.precompiled_charsmap");
+  rules.add_dummy_prefix = model.add_dummy_prefix;
+  rules.remove_extra_whitespaces = model.remove_extra_whitespaces;
+  rules.escape_whitespaces = model.escape_whitespaces;
+  rules.whitespace_as_suffix = model.suffix_space;
+  for (size_t id = 0; id < model.pieces.size(); ++id) {
+    const ScoredPiece& piece = model.pieces[id];
+    if (piece.type == PieceType::user_defined && find_invalid_utf8(piece.text) == std::string::npos) {
+      rules.user_defined.add(piece.text, static_cast<int32_t>(id));
+    }
+  }
+  parts.normalizer = make_sentencepiece_normalizer(std::move(rules));
+  if (model.type == 1) {
+    parts.model = make_unigram(model, path);
+  } else {
+    parts.model = make_scored_bpe(model.pieces, path);
+  }
+  append_configured_tokens(parts.sections["added_tokens"], parts.config, path, *parts.model);
   return assemble_tokenizer(std::move(parts));
 }
 

@@ -1,7 +1,10 @@
 // The "model" section of tokenizer.json. Another model is one class (its own file) and one row here.
 #include <algorithm>
+#include <cmath>
 
 #include "models/tokenizer/model_bpe.h"
+#include "models/tokenizer/model_unigram.h"
+#include "models/tokenizer/model_words.h"
 #include "models/tokenizer/tokenizer_state.h"
 #include "tensor/error.h"
 
@@ -83,6 +86,40 @@ std::unique_ptr<TokenModel> make_bpe(const ComponentSource& source) {
   return std::make_unique<BpeModel>(std::move(vocabulary), std::move(merges), std::move(options));
 }
 
+std::unique_ptr<TokenModel> make_wordpiece(const ComponentSource& source) {
+  Vocabulary vocabulary(read_vocabulary(source));
+  WordPieceOptions options;
+  options.unk_token = source.object.get_string("unk_token", options.unk_token);
+  options.continuing_subword_prefix = source.object.get_string("continuing_subword_prefix", options.continuing_subword_prefix);
+  options.max_input_chars_per_word =
+      source.object.get_int("max_input_chars_per_word", options.max_input_chars_per_word, 0, int64_t{1} << 40);
+  if (vocabulary.find(options.unk_token) < 0) source.object.fail("unk_token", "a piece of the vocabulary");
+  return std::make_unique<WordPieceModel>(std::move(vocabulary), std::move(options));
+}
+
+std::unique_ptr<TokenModel> make_wordlevel(const ComponentSource& source) {
+  Vocabulary vocabulary(read_vocabulary(source));
+  return std::make_unique<WordLevelModel>(std::move(vocabulary), source.object.get_string("unk_token", "<unk>"));
+}
+
+std::unique_ptr<TokenModel> make_unigram(const ComponentSource& source) {
+  std::vector<std::string> pieces;
+  std::vector<double> scores;
+  for (const auto& item : source.list("vocab")) {
+    if (!item.is_array() || item.size() != 2 || !item[0].is_string() || !item[1].is_number() ||
+        !std::isfinite(item[1].get<double>())) {
+      source.object.fail("vocab[" + std::to_string(pieces.size()) + "]", "a piece and its score");
+    }
+    pieces.push_back(item[0].get<std::string>());
+    scores.push_back(item[1].get<double>());
+  }
+  if (pieces.empty()) source.object.fail("vocab", "at least one piece");
+  UnigramOptions options;
+  options.unk_id = static_cast<int32_t>(source.object.get_int("unk_id", -1, 0, static_cast<int64_t>(pieces.size()) - 1));
+  options.byte_fallback = source.object.get_bool("byte_fallback", false);
+  return std::make_unique<UnigramModel>(Vocabulary(std::move(pieces)), std::move(scores), std::move(options));
+}
+
 struct Row {
   const char* type;
   std::unique_ptr<TokenModel> (*make)(const ComponentSource&);
@@ -90,6 +127,9 @@ struct Row {
 
 const Row kTable[] = {
     {"BPE", make_bpe},
+    {"Unigram", make_unigram},
+    {"WordPiece", make_wordpiece},
+    {"WordLevel", make_wordlevel},
 };
 
 }  // namespace
@@ -97,8 +137,14 @@ const Row kTable[] = {
 std::unique_ptr<TokenModel> make_token_model(const nlohmann::json& section, const std::string& file,
                                              const std::string& where) {
   const JsonObject object(section, file, where);
-  // Old files leave the type out; merges exist in BPE only.
-  if (!object.has("type") && object.has("merges")) return make_bpe(ComponentSource{object, where});
+  // Old files leave the type out. Merges exist in BPE only, a list of scores in Unigram only.
+  if (!object.has("type")) {
+    if (object.has("merges")) return make_bpe(ComponentSource{object, where});
+    if (const auto* vocab = object.find("vocab"); vocab != nullptr && vocab->is_array()) {
+      return make_unigram(ComponentSource{object, where});
+    }
+    if (object.has("max_input_chars_per_word")) return make_wordpiece(ComponentSource{object, where});
+  }
   return make_component<TokenModel>(section, file, where, kTable);
 }
 

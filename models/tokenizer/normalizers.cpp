@@ -1,7 +1,9 @@
 // Normalizers: what is done to the text before it is cut. One class per type, one row per class.
 #include <vector>
 
+#include "models/tokenizer/base64.h"
 #include "models/tokenizer/component.h"
+#include "models/tokenizer/normalizers_text.h"
 #include "models/tokenizer/pattern.h"
 #include "models/tokenizer/unicode.h"
 
@@ -25,6 +27,51 @@ class Replace : public Normalizer {
  private:
   Regex regex_;
   std::string content_;
+};
+
+// One literal for another, without a list of matches.
+class ReplaceText : public Normalizer {
+ public:
+  ReplaceText(std::string from, std::string to) : from_(std::move(from)), to_(std::move(to)) {}
+  std::string normalize(std::string text) const override {
+    size_t found = text.find(from_);
+    if (found == std::string::npos) return text;
+    std::string out;
+    out.reserve(text.size() + text.size() / 2);
+    size_t pos = 0;
+    for (; found != std::string::npos; found = text.find(from_, pos)) {
+      out.append(text, pos, found - pos);
+      out += to_;
+      pos = found + from_.size();
+    }
+    out.append(text, pos);
+    return out;
+  }
+
+ private:
+  std::string from_, to_;
+};
+
+// Control characters fall away, other marks of format become spaces.
+class Nmt : public Normalizer {
+ public:
+  std::string normalize(std::string text) const override {
+    std::string out;
+    out.reserve(text.size());
+    for (size_t pos = 0; pos < text.size();) {
+      const size_t at = pos;
+      const char32_t c = next_code_point(text, pos);
+      if ((c >= 0x01 && c <= 0x08) || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) continue;
+      const bool space = c == 0x09 || c == 0x0A || c == 0x0C || c == 0x0D || c == 0x1680 || (c >= 0x200B && c <= 0x200F) ||
+                         c == 0x2028 || c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD;
+      if (space) {
+        out += ' ';
+      } else {
+        out.append(text, at, pos - at);
+      }
+    }
+    return out;
+  }
 };
 
 class Unicode : public Normalizer {
@@ -109,6 +156,33 @@ std::unique_ptr<Normalizer> make_unicode(const ComponentSource&) {
   return std::make_unique<Unicode>(form);
 }
 
+std::unique_ptr<Normalizer> make_replace(const ComponentSource& source) {
+  const auto pattern = source.object.object("pattern");
+  std::string content = source.object.require_string("content");
+  if (pattern && !pattern->has("Regex")) {
+    std::string text = pattern->require_string("String");
+    if (!text.empty()) return std::make_unique<ReplaceText>(std::move(text), std::move(content));
+  }
+  return std::make_unique<Replace>(read_pattern(source), std::move(content));
+}
+
+std::unique_ptr<Normalizer> make_bert(const ComponentSource& source) {
+  BertRules rules;
+  rules.clean_text = source.object.get_bool("clean_text", true);
+  rules.chinese_characters = source.object.get_bool("handle_chinese_chars", true);
+  rules.lowercase = source.object.get_bool("lowercase", true);
+  rules.strip_accents = source.object.get_bool("strip_accents", rules.lowercase);
+  return make_bert_normalizer(rules);
+}
+
+std::unique_ptr<Normalizer> make_precompiled(const ComponentSource& source) {
+  std::string blob;
+  if (!decode_base64(source.object.get_string("precompiled_charsmap", ""), blob)) {
+    source.object.fail("precompiled_charsmap", "base64");
+  }
+  return make_precompiled_normalizer(Charsmap(blob, source.at("precompiled_charsmap")));
+}
+
 struct Row {
   const char* type;
   std::unique_ptr<Normalizer> (*make)(const ComponentSource&);
@@ -120,8 +194,10 @@ using Made = std::unique_ptr<Normalizer>;
 const Row kTable[] = {
     {"Sequence", make_sequence},
     {"Prepend", [](Source s) -> Made { return std::make_unique<Prepend>(s.object.require_string("prepend")); }},
-    {"Replace",
-     [](Source s) -> Made { return std::make_unique<Replace>(read_pattern(s), s.object.require_string("content")); }},
+    {"Replace", make_replace},
+    {"BertNormalizer", make_bert},
+    {"Precompiled", make_precompiled},
+    {"Nmt", [](Source) -> Made { return std::make_unique<Nmt>(); }},
     {"NFC", make_unicode<NormalForm::nfc>},
     {"NFD", make_unicode<NormalForm::nfd>},
     {"NFKC", make_unicode<NormalForm::nfkc>},

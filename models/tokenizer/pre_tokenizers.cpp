@@ -1,8 +1,10 @@
 // Pre-tokenizers: where the text is cut before the model sees it. One class per type, one row per class.
 #include <algorithm>
+#include <iterator>
 
 #include "models/tokenizer/component.h"
 #include "models/tokenizer/pattern.h"
+#include "models/tokenizer/scripts.h"
 #include "models/tokenizer/unicode.h"
 
 namespace thimble {
@@ -85,98 +87,146 @@ void apply_behavior(std::vector<Cut>& cuts, Behavior behavior) {
   cuts = std::move(kept);
 }
 
+// Writes the cuts of one text as pieces.
+void add_pieces(std::vector<Piece>& out, const Piece& piece, const std::vector<Cut>& cuts) {
+  for (const Cut& cut : cuts) {
+    const auto [begin, end] = cut.range;
+    if (begin < end) out.push_back({piece.text.substr(begin, end - begin), piece.at_start && begin == 0});
+  }
+}
+
+void scan_piece(const ScannerRule& rule, const Piece& piece, std::vector<Piece>& out) {
+  size_t ends[256];
+  for (size_t pos = 0;;) {
+    const size_t count = scan_pieces(rule, piece.text, pos, ends, std::size(ends));
+    if (count == 0) return;
+    for (size_t i = 0; i < count; ++i) {
+      out.push_back({piece.text.substr(pos, ends[i] - pos), piece.at_start && pos == 0});
+      pos = ends[i];
+    }
+  }
+}
+
 class Cutter : public PreTokenizer {
  public:
-  void split(std::vector<Piece>& pieces) const final {
+  void split(std::vector<Piece>& pieces, TextArena& arena, bool) const final {
     std::vector<Piece> out;
     out.reserve(pieces.size());
-    for (Piece& piece : pieces) {
-      prepare(piece);
-      for (const Cut& cut : cuts(piece.text)) {
-        const auto [begin, end] = cut.range;
-        if (begin < end) out.push_back({finished(piece.text.substr(begin, end - begin)), piece.at_start && begin == 0});
-      }
-    }
+    for (const Piece& piece : pieces) add_pieces(out, piece, cuts(piece.text));
     pieces = std::move(out);
   }
 
  protected:
-  virtual void prepare(Piece&) const {}
-  virtual std::vector<Cut> cuts(const std::string& text) const = 0;
-  virtual std::string finished(std::string text) const { return text; }
+  virtual std::vector<Cut> cuts(std::string_view text) const = 0;
 };
 
-class Split : public Cutter {
+class Split : public PreTokenizer {
  public:
-  Split(Regex regex, Behavior behavior, bool invert) : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {}
-
- protected:
-  std::vector<Cut> cuts(const std::string& text) const override {
-    std::vector<Cut> all = cover(regex_.find_all(text), text.size());
-    if (invert_) {
-      for (Cut& cut : all) cut.match = !cut.match;
-    }
-    apply_behavior(all, behavior_);
-    return all;
+  Split(Regex regex, Behavior behavior, bool invert) : regex_(std::move(regex)), behavior_(behavior), invert_(invert) {
+    // The expressions that have scanners cover the text: isolated pieces, and the removal of what lies between.
+    const bool isolates = behavior == Behavior::isolated || (behavior == Behavior::removed && invert);
+    const KnownPattern* known = isolates ? find_known_pattern(regex_.pattern()) : nullptr;
+    if (known != nullptr) rule_ = &known->rule;
   }
+  void split(std::vector<Piece>& pieces, TextArena&, bool) const override {
+    std::vector<Piece> out;
+    out.reserve(pieces.size());
+    for (const Piece& piece : pieces) {
+      if (rule_ != nullptr) {
+        scan_piece(*rule_, piece, out);
+        continue;
+      }
+      std::vector<Cut> all = cover(regex_.find_all(piece.text), piece.text.size());
+      if (invert_) {
+        for (Cut& cut : all) cut.match = !cut.match;
+      }
+      apply_behavior(all, behavior_);
+      add_pieces(out, piece, all);
+    }
+    pieces = std::move(out);
+  }
+  const ScannerRule* whole_scanner() const override { return rule_; }
 
  private:
   Regex regex_;
   Behavior behavior_;
   bool invert_;
+  const ScannerRule* rule_ = nullptr;
 };
 
-class ByteLevel : public Cutter {
+class ByteLevel : public PreTokenizer {
  public:
-  ByteLevel(bool add_prefix_space, bool use_regex)
-      : regex_(R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)", "ByteLevel"),
-        add_prefix_space_(add_prefix_space),
-        use_regex_(use_regex) {}
+  ByteLevel(bool add_prefix_space, bool use_regex) : add_prefix_space_(add_prefix_space), use_regex_(use_regex) {}
 
- protected:
-  void prepare(Piece& piece) const override {
-    if (add_prefix_space_ && piece.text.compare(0, 1, " ") != 0) piece.text.insert(0, " ");
+  void split(std::vector<Piece>& pieces, TextArena& arena, bool raw_bytes) const override {
+    std::vector<Piece> out;
+    out.reserve(pieces.size());
+    for (Piece piece : pieces) {
+      if (add_prefix_space_ && piece.text.substr(0, 1) != " ") piece.text = arena.keep(" " + std::string(piece.text));
+      if (use_regex_) {
+        scan_piece(kGpt2Pattern.rule, piece, out);
+      } else if (!piece.text.empty()) {
+        out.push_back(piece);
+      }
+    }
+    if (!raw_bytes) {
+      for (Piece& piece : out) {
+        std::string spelled;
+        append_byte_level(spelled, piece.text);
+        piece.text = arena.keep(std::move(spelled));
+      }
+    }
+    pieces = std::move(out);
   }
-  std::vector<Cut> cuts(const std::string& text) const override {
-    if (!use_regex_) return {{{0, text.size()}, false}};
-    return cover(regex_.find_all(text), text.size());
+  bool spells_bytes() const override { return true; }
+  const ScannerRule* whole_scanner() const override {
+    return use_regex_ && !add_prefix_space_ ? &kGpt2Pattern.rule : nullptr;
   }
-  std::string finished(std::string text) const override {
-    std::string out;
-    append_byte_level(out, text);
-    return out;
-  }
+  bool does_nothing_raw() const { return !use_regex_ && !add_prefix_space_; }
 
  private:
-  Regex regex_;
   bool add_prefix_space_, use_regex_;
 };
 
-class Metaspace : public Cutter {
+class Metaspace : public PreTokenizer {
  public:
   enum class Prepend { always, first, never };
   Metaspace(std::string replacement, Prepend prepend, bool cut)
-      : space_(Regex::literal(" ", "Metaspace")),
-        mark_(Regex::literal(replacement, "Metaspace")),
-        replacement_(std::move(replacement)),
-        prepend_(prepend),
-        cut_(cut) {}
+      : replacement_(std::move(replacement)), prepend_(prepend), cut_(cut) {}
 
- protected:
-  void prepare(Piece& piece) const override {
-    piece.text = replace_all(space_, piece.text, replacement_);
-    const bool wanted = prepend_ == Prepend::always || (prepend_ == Prepend::first && piece.at_start);
-    if (wanted && piece.text.compare(0, replacement_.size(), replacement_) != 0) piece.text.insert(0, replacement_);
-  }
-  std::vector<Cut> cuts(const std::string& text) const override {
-    if (!cut_) return {{{0, text.size()}, false}};
-    std::vector<Cut> all = cover(mark_.find_all(text), text.size());
-    apply_behavior(all, Behavior::merged_with_next);
-    return all;
+  void split(std::vector<Piece>& pieces, TextArena& arena, bool) const override {
+    std::vector<Piece> out;
+    out.reserve(pieces.size());
+    for (const Piece& piece : pieces) {
+      const std::string_view from = piece.text;
+      std::string text;
+      text.reserve(from.size() + from.size() / 2 + 8);
+      const bool wanted = prepend_ == Prepend::always || (prepend_ == Prepend::first && piece.at_start);
+      const bool there = from.substr(0, 1) == " " || from.substr(0, replacement_.size()) == replacement_;
+      if (wanted && !there) text += replacement_;
+      for (size_t pos = 0; pos < from.size();) {
+        const size_t space = std::min(from.find(' ', pos), from.size());
+        text.append(from.substr(pos, space - pos));
+        if (space < from.size()) text += replacement_;
+        pos = space + 1;
+      }
+      const Piece whole{arena.keep(std::move(text)), piece.at_start};
+      if (cut_) {
+        // Each mark goes with what follows it; a mark behind a mark stands alone.
+        for (size_t begin = 0; begin < whole.text.size();) {
+          const size_t search = whole.text.compare(begin, replacement_.size(), replacement_) == 0 ? replacement_.size() : 0;
+          const size_t end = std::min(whole.text.find(replacement_, begin + search), whole.text.size());
+          out.push_back({whole.text.substr(begin, end - begin), whole.at_start && begin == 0});
+          begin = end;
+        }
+      } else if (!whole.text.empty()) {
+        out.push_back(whole);
+      }
+    }
+    pieces = std::move(out);
   }
 
  private:
-  Regex space_, mark_;
   std::string replacement_;
   Prepend prepend_;
   bool cut_;
@@ -187,7 +237,7 @@ class CharacterSplit : public Cutter {
   CharacterSplit(bool (*test)(char32_t), Behavior behavior) : test_(test), behavior_(behavior) {}
 
  protected:
-  std::vector<Cut> cuts(const std::string& text) const override {
+  std::vector<Cut> cuts(std::string_view text) const override {
     std::vector<Cut> all = cover_characters(text, test_);
     apply_behavior(all, behavior_);
     return all;
@@ -201,7 +251,7 @@ class CharacterSplit : public Cutter {
 // Runs of word characters and runs of other visible characters.
 class Whitespace : public Cutter {
  protected:
-  std::vector<Cut> cuts(const std::string& text) const override {
+  std::vector<Cut> cuts(std::string_view text) const override {
     std::vector<Cut> out;
     int last = 0;
     for (size_t pos = 0; pos < text.size();) {
@@ -219,11 +269,85 @@ class Whitespace : public Cutter {
   }
 };
 
+// White space falls away, each punctuation character is a piece of its own.
+class Bert : public PreTokenizer {
+ public:
+  void split(std::vector<Piece>& pieces, TextArena&, bool) const override {
+    std::vector<Piece> out;
+    out.reserve(pieces.size());
+    for (const Piece& piece : pieces) {
+      const std::string_view text = piece.text;
+      size_t from = 0;
+      const auto end_word = [&](size_t end) {
+        if (from < end) out.push_back({text.substr(from, end - from), piece.at_start && from == 0});
+      };
+      for (size_t pos = 0; pos < text.size();) {
+        const size_t at = pos;
+        const char32_t c = next_code_point(text, pos);
+        const bool space = is_white_space(c);
+        if (!space && !is_punctuation(c)) continue;
+        end_word(at);
+        from = space ? pos : at;
+        end_word(pos);
+        from = pos;
+      }
+      end_word(text.size());
+    }
+    pieces = std::move(out);
+  }
+};
+
+class FixedLength : public Cutter {
+ public:
+  explicit FixedLength(int64_t length) : length_(length) {}
+
+ protected:
+  std::vector<Cut> cuts(std::string_view text) const override {
+    std::vector<Cut> out;
+    for (size_t pos = 0; pos < text.size();) {
+      const size_t at = pos;
+      for (int64_t i = 0; i < length_ && pos < text.size(); ++i) next_code_point(text, pos);
+      out.push_back({{at, pos}, false});
+    }
+    return out;
+  }
+
+ private:
+  int64_t length_;
+};
+
+// Cuts where the script changes. Spaces and unassigned characters belong to every script; those before the first
+// character that has one fall away, as in the tokenizers library.
+class UnicodeScripts : public Cutter {
+ protected:
+  std::vector<Cut> cuts(std::string_view text) const override {
+    std::vector<Cut> out;
+    int last = 0;
+    for (size_t pos = 0; pos < text.size();) {
+      const size_t at = pos;
+      const int script = split_script(next_code_point(text, pos));
+      if (script != 0 && script != last) {
+        out.push_back({{at, pos}, false});
+        last = script;
+      } else if (!out.empty()) {
+        out.back().range.second = pos;
+      }
+    }
+    return out;
+  }
+};
+
 class Sequence : public PreTokenizer {
  public:
   explicit Sequence(std::vector<std::unique_ptr<PreTokenizer>> parts) : parts_(std::move(parts)) {}
-  void split(std::vector<Piece>& pieces) const override {
-    for (const auto& part : parts_) part->split(pieces);
+  void split(std::vector<Piece>& pieces, TextArena& arena, bool raw_bytes) const override {
+    for (const auto& part : parts_) part->split(pieces, arena, raw_bytes && part == parts_.back());
+  }
+  bool spells_bytes() const override { return !parts_.empty() && parts_.back()->spells_bytes(); }
+  const ScannerRule* whole_scanner() const override {
+    if (parts_.size() == 1) return parts_[0]->whole_scanner();
+    const auto* last = parts_.size() == 2 ? dynamic_cast<const ByteLevel*>(parts_[1].get()) : nullptr;
+    return last != nullptr && last->does_nothing_raw() && !parts_[0]->spells_bytes() ? parts_[0]->whole_scanner() : nullptr;
   }
 
  private:
@@ -287,6 +411,10 @@ const Row kTable[] = {
        return std::make_unique<Split>(read_pattern(s), read_behavior(s, ""), s.object.get_bool("invert", false));
      }},
     {"Metaspace", make_metaspace},
+    {"BertPreTokenizer", [](Source) -> Made { return std::make_unique<Bert>(); }},
+    {"FixedLength",
+     [](Source s) -> Made { return std::make_unique<FixedLength>(s.object.get_int("length", 5, 1, 1 << 30)); }},
+    {"UnicodeScripts", [](Source) -> Made { return std::make_unique<UnicodeScripts>(); }},
     {"Whitespace", [](Source) -> Made { return std::make_unique<Whitespace>(); }},
     {"WhitespaceSplit",
      [](Source) -> Made { return std::make_unique<CharacterSplit>(&is_white_space, Behavior::removed); }},

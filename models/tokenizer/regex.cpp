@@ -22,6 +22,7 @@ constexpr size_t kMaxPattern = 1 << 16;
 std::string translate(const std::string& pattern, const std::string& where) {
   std::string out;
   bool in_class = false;
+  int nested = 0;  // classes inside the class; without ^ they are a union, so their brackets can go
   for (size_t i = 0; i < pattern.size(); ++i) {
     const char c = pattern[i];
     if (c == '\\') {
@@ -56,10 +57,19 @@ std::string translate(const std::string& pattern, const std::string& where) {
       }
     } else if (in_class) {
       if (c == ']') {
+        if (nested > 0) {
+          --nested;
+          continue;
+        }
         in_class = false;
       } else if (c == '[') {
         const size_t end = pattern.compare(i, 2, "[:") == 0 ? pattern.find(":]", i) : std::string::npos;
-        if (end == std::string::npos) unsupported(where, pattern, "a class inside a class");
+        if (end == std::string::npos) {
+          if (i + 1 == pattern.size() || pattern[i + 1] == '^' || pattern[i + 1] == ']' || pattern[i + 1] == '[')
+            unsupported(where, pattern, "such a class inside a class");
+          ++nested;
+          continue;
+        }
         out += pattern.substr(i, end + 2 - i);
         i = end + 1;
         continue;
@@ -98,7 +108,7 @@ struct Regex::Code {
   ~Code() { pcre2_code_free(code); }
 };
 
-Regex::Regex(const std::string& pattern, const std::string& where) : where_(where) {
+Regex::Regex(const std::string& pattern, const std::string& where) : pattern_(pattern), where_(where) {
   if (pattern.size() > kMaxPattern) {
     throw Error(ErrorCode::unsupported, where + ": a regular expression of " + std::to_string(pattern.size()) + " bytes",
                 "at most 65536 bytes are accepted");

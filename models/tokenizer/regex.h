@@ -20,6 +20,9 @@ class Regex {
   // Matches the text itself.
   static Regex literal(std::string_view text, const std::string& where);
 
+  // As it was given; "" for a literal.
+  const std::string& pattern() const { return pattern_; }
+
   // All matches from left to right, not overlapping; an empty match right behind another match does not count.
   // The text must be well-formed UTF-8. Throws input when matching exceeds the engine's limits.
   std::vector<ByteRange> find_all(std::string_view text) const;
@@ -30,6 +33,7 @@ class Regex {
   struct Code;
   std::shared_ptr<const Code> code_;
   std::string literal_;
+  std::string pattern_;
   std::string where_;
 };
 

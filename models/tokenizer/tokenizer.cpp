@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "models/io/gguf.h"
 #include "models/tokenizer/tokenizer_state.h"
 #include "models/tokenizer/unicode.h"
 #include "tensor/error.h"
@@ -27,6 +28,8 @@ struct Tokenizer::State {
   int32_t vocab_size = 0, bos = -1, eos = -1;
   bool prepend_bos = false, append_eos = false;  // asked for by the config, not done by the post-processor
   bool strip_after_bos = false;
+  bool raw_bytes = false;                // the model spells bytes itself
+  const ScannerRule* scanner = nullptr;  // all that the pre-tokenizer does, then
 
   int32_t find(const std::string& piece) const {
     const auto at = added_by_content.find(piece);
@@ -47,11 +50,26 @@ struct Tokenizer::State {
     const auto at = added_by_id.find(id);
     return at != added_by_id.end() && added[at->second].special;
   }
-  void encode_text(std::string text, bool at_start, std::vector<int32_t>& ids) const {
-    std::vector<Piece> pieces;
-    if (!text.empty()) pieces.push_back({std::move(text), at_start});
-    if (pre_tokenizer) pre_tokenizer->split(pieces);
-    model->encode(pieces, ids);
+  void encode_text(std::string_view text, bool at_start, std::vector<int32_t>& ids) const {
+    if (text.empty()) return;
+    if (scanner != nullptr) {  // cutting and looking up in turns, so that a long text needs no list of its pieces
+      constexpr size_t kBlock = 256;
+      size_t ends[kBlock];
+      Piece block[kBlock];
+      for (size_t pos = 0; pos < text.size();) {
+        const size_t count = scan_pieces(*scanner, text, pos, ends, kBlock);
+        for (size_t i = 0; i < count; ++i) {
+          block[i] = {text.substr(pos, ends[i] - pos), at_start && pos == 0};
+          pos = ends[i];
+        }
+        model->encode(block, count, raw_bytes, ids);
+      }
+      return;
+    }
+    std::vector<Piece> pieces = {{text, at_start}};
+    TextArena arena;
+    if (pre_tokenizer) pre_tokenizer->split(pieces, arena, raw_bytes);
+    model->encode(pieces.data(), pieces.size(), raw_bytes, ids);
   }
 };
 
@@ -149,20 +167,17 @@ class JoinBySpace : public DecodeStage {
   bool between_ = false;
 };
 
-std::string first_tok_bin(const std::string& dir) {
+// The first name, in order, that `wanted` accepts; "" when there is none.
+std::string first_file(const std::string& dir, bool (*wanted)(const std::string&)) {
   std::vector<std::string> names;
   if (DIR* handle = opendir(dir.c_str())) {
     while (const dirent* entry = readdir(handle)) {
-      const std::string name = entry->d_name;
-      if (name == "tokenizer.bin" ||
-          (name.size() > 7 && name.compare(0, 3, "tok") == 0 && name.compare(name.size() - 4, 4, ".bin") == 0)) {
-        names.push_back(name);
-      }
+      if (wanted(entry->d_name)) names.emplace_back(entry->d_name);
     }
     closedir(handle);
   }
   std::sort(names.begin(), names.end());
-  return names.empty() ? std::string() : names.front();
+  return names.empty() ? std::string() : join_path(dir, names.front());
 }
 
 bool ends_with(const std::string& text, const std::string& end) {
@@ -181,7 +196,8 @@ Tokenizer assemble_tokenizer(TokenizerParts parts) {
     const nlohmann::json* value = root.find(key);
     return value == nullptr ? nlohmann::json() : *value;
   };
-  state->normalizer = make_normalizer(section("normalizer"), file, "normalizer");
+  state->normalizer = parts.normalizer ? std::move(parts.normalizer)
+                                       : make_normalizer(section("normalizer"), file, "normalizer");
   state->pre_tokenizer = make_pre_tokenizer(section("pre_tokenizer"), file, "pre_tokenizer");
   state->post_processor = make_post_processor(section("post_processor"), file, "post_processor");
   nlohmann::json decoder = section("decoder");
@@ -190,6 +206,11 @@ Tokenizer assemble_tokenizer(TokenizerParts parts) {
   }
   state->decoder = make_decoder(decoder, file, "decoder");
   state->model = std::move(parts.model);
+  if (state->pre_tokenizer) {
+    const bool spells = state->pre_tokenizer->spells_bytes();
+    state->raw_bytes = spells && state->model->takes_raw_bytes();
+    if (!spells || state->raw_bytes) state->scanner = state->pre_tokenizer->whole_scanner();
+  }
   for (const AddedToken& token : state->added) {
     if (!token.normalized) {
       state->raw_matcher.add(token, token.content);
@@ -224,32 +245,35 @@ Tokenizer assemble_tokenizer(TokenizerParts parts) {
 
 Tokenizer Tokenizer::load(const std::string& path) {
   if (is_directory(path)) {
-    if (file_exists(join_path(path, "tokenizer.json"))) return load_tokenizer_json(join_path(path, "tokenizer.json"));
-    if (file_exists(join_path(path, "vocab.json"))) return load_vocab_merges(join_path(path, "vocab.json"));
-    if (file_exists(join_path(path, "tokenizer.model"))) return load_sentencepiece(join_path(path, "tokenizer.model"));
-    const std::string bin = first_tok_bin(path);
-    if (!bin.empty()) return load_llama2c_tokenizer(join_path(path, bin));
-    if (file_exists(join_path(path, "vocab.txt"))) return load(join_path(path, "vocab.txt"));
+    for (const char* name : {"tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}) {
+      if (file_exists(join_path(path, name))) return load(join_path(path, name));
+    }
+    bool (*const kinds[])(const std::string&) = {
+        [](const std::string& name) { return ends_with(name, ".tiktoken"); },
+        [](const std::string& name) { return name.compare(0, 3, "tok") == 0 && ends_with(name, ".bin"); },
+        [](const std::string& name) { return name == "vocab.txt"; },
+        [](const std::string& name) { return ends_with(name, ".gguf"); },
+    };
+    for (const auto kind : kinds) {
+      const std::string file = first_file(path, kind);
+      if (!file.empty()) return load(file);
+    }
     throw Error(ErrorCode::input, path + ": no tokenizer in this directory",
-                "expected tokenizer.json, vocab.json with merges.txt, tokenizer.model or tok*.bin");
+                "expected tokenizer.json, vocab.json with merges.txt, tokenizer.model, *.tiktoken, tok*.bin, vocab.txt or *.gguf");
   }
   if (!file_exists(path)) {
     throw Error(ErrorCode::input, path + ": no such file", "--tokenizer takes a directory or a tokenizer file");
   }
-  if (ends_with(path, ".txt")) {
-    throw Error(ErrorCode::unsupported, path + ": WordPiece vocabularies (vocab.txt) are not offered",
-                "use a model with a BPE tokenizer");
-  }
-  if (ends_with(path, ".gguf")) {
-    throw Error(ErrorCode::unsupported, path + ": tokenizers inside GGUF files are not offered",
-                "put the model's tokenizer.json or tokenizer.model beside it and name that");
-  }
+  if (ends_with(path, ".txt")) return load_bert_vocabulary(path);
+  if (ends_with(path, ".gguf") || GgufFile::present(path)) return load_gguf_tokenizer(path);
   if (ends_with(path, "vocab.json")) return load_vocab_merges(path);
   if (ends_with(path, ".json")) return load_tokenizer_json(path);
   if (ends_with(path, ".bin")) return load_llama2c_tokenizer(path);
-  if (path.find(".model") != std::string::npos) return load_sentencepiece(path);
+  if (ends_with(path, ".tiktoken")) return load_tiktoken(path);
+  // Llama 3 names its tiktoken ranks tokenizer.model.
+  if (path.find(".model") != std::string::npos) return is_tiktoken_file(path) ? load_tiktoken(path) : load_sentencepiece(path);
   throw Error(ErrorCode::input, path + ": the name does not tell which kind of tokenizer file this is",
-              "expected *.json, *.model or tok*.bin");
+              "expected *.json, *.model, *.tiktoken, vocab.txt, *.gguf or tok*.bin");
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
@@ -265,10 +289,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOption
       ids.push_back(outer.id);
       continue;
     }
-    std::string part(text.substr(outer.begin, outer.end - outer.begin));
-    if (state.normalizer) part = state.normalizer->normalize(std::move(part));
+    std::string_view part = text.substr(outer.begin, outer.end - outer.begin);
+    std::string normalized;
+    if (state.normalizer) part = normalized = state.normalizer->normalize(std::string(part));
     if (state.normalized_matcher.empty()) {
-      state.encode_text(std::move(part), outer.begin == 0, ids);
+      state.encode_text(part, outer.begin == 0, ids);
       continue;
     }
     for (const auto& inner : state.normalized_matcher.split(part, options.parse_special)) {

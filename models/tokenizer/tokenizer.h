@@ -21,9 +21,9 @@ struct DecodeOptions {
 // Immutable and cheap to copy (copies share one state); all const members may be called from several threads at once.
 class Tokenizer {
  public:
-  // path: tokenizer.json (any *.json with a "model"), SentencePiece *.model, llama2.c *.bin, vocab.json with merges.txt
-  // beside it, or a directory that holds one of these (looked for in this order: tokenizer.json, vocab.json,
-  // tokenizer.model, tok*.bin). tokenizer_config.json beside the file supplies bos_token, eos_token, add_bos_token and
+  // path: tokenizer.json (any *.json with a "model"), vocab.json with merges.txt beside it, SentencePiece *.model, tiktoken
+  // ranks (*.tiktoken, or a *.model that holds them), llama2.c *.bin, BERT's vocab.txt, *.gguf, or a directory that holds one
+  // of these (looked for in this order). tokenizer_config.json beside the file supplies bos_token, eos_token, add_bos_token and
   // add_eos_token where the file itself says nothing.
   // Errors: input for a malformed file, unsupported for a well-formed one with a part that is not offered; both name
   // file and field.

@@ -1,4 +1,4 @@
-// UTF-8 and the Unicode properties that tokenizers ask for (Unicode 14, through utf8proc).
+// UTF-8 and the Unicode properties that tokenizers ask for (through utf8proc).
 #pragma once
 
 #include <cstddef>
@@ -24,6 +24,9 @@ Utf8Step utf8_step(std::string_view text, size_t pos);
 // Offset of the first byte that is not well-formed UTF-8; npos when all of it is.
 size_t find_invalid_utf8(std::string_view text);
 
+// Length of the ASCII prefix of text[pos...].
+size_t ascii_run(std::string_view text, size_t pos);
+
 // Every maximal malformed subpart becomes one U+FFFD.
 std::string utf8_lossy(std::string_view bytes);
 
@@ -31,15 +34,23 @@ std::string utf8_lossy(std::string_view bytes);
 char32_t next_code_point(std::string_view text, size_t& pos);
 void append_utf8(std::string& out, char32_t code_point);
 
+// The end of the extended grapheme cluster that begins at pos (< size).
+size_t grapheme_end(std::string_view text, size_t pos);
+
 bool is_white_space(char32_t c);       // property White_Space
 bool is_number(char32_t c);            // category N
-bool is_punctuation(char32_t c);       // ASCII punctuation and symbols, category P
-bool is_nonspacing_mark(char32_t c);   // category Mn
 bool is_letter_or_mark(char32_t c);    // categories L and M
 bool is_word_character(char32_t c);    // alphabetic, mark, decimal digit, connector or joiner
+
+// The tokenizers library asks these of tables of Unicode 8: a later character has no category there, and of the private
+// use areas only the first and the last character do.
+bool is_punctuation(char32_t c);       // ASCII punctuation and symbols, category P
+bool is_nonspacing_mark(char32_t c);   // category Mn
+bool is_other(char32_t c);             // categories Cc, Cf, Co
 
 std::string normalize_utf8(std::string_view text, NormalForm form);
 // Code point by code point, without context (no final sigma).
 std::string lowercase_utf8(std::string_view text);
+void append_lowercase(std::string& out, char32_t c);
 
 }  // namespace thimble

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "models/tokenizer/check.h"
+#include "tests/tokenizer/charsmap_blob.h"
 #include "tests/tokenizer/support.h"
 
 namespace thimble {
@@ -175,16 +176,55 @@ TEST(SentencePiece, OptionsOfTheNormalizer) {
 
 TEST(SentencePiece, OtherKindsAreUnsupportedByName) {
   TempDir dir;
-  const auto load = [&](const SpOptions& options) {
+  for (const auto& [type, name] : {std::pair<uint64_t, const char*>{3, "word"}, {4, "char"}}) {
+    SpOptions options;
+    options.model_type = type;
     const std::string path = dir.write("tokenizer.model", sentencepiece_file(options));
-    return error_of([&] { Tokenizer::load(path); }, ErrorCode::unsupported);
-  };
+    const std::string message = error_of([&] { Tokenizer::load(path); }, ErrorCode::unsupported);
+    EXPECT_NE(message.find(name), std::string::npos) << message;
+  }
+}
+
+TEST(SentencePiece, Unigram) {
+  TempDir dir;
   SpOptions options;
   options.model_type = 1;
-  EXPECT_NE(load(options).find("unigram"), std::string::npos);
-  options = {};
+  const auto load = [&] { return Tokenizer::load(dir.write("tokenizer.model", sentencepiece_file(options))); };
+  const EncodeOptions plain{false, false};
+  // _a -1, bc -2, _ -4, a -5, b -6, c -7: "_abc" is best cut as _a bc; "_ab" as _a b.
+  EXPECT_EQ(load().encode("abc", plain), (Ids{3, 4}));
+  EXPECT_EQ(load().encode("ab", plain), (Ids{3, 7}));
+  EXPECT_EQ(load().encode("xyb a", plain), (Ids{5, 0, 7, 3})) << "unknown neighbours are one unk";
+  EXPECT_EQ(load().encode("<s>", plain), (Ids{5, 0})) << "control pieces are no text";
+  EXPECT_EQ(load().kind(), "Unigram (SentencePiece)");
+  options.user_defined = true;  // cab: 3 bytes at the best score (-1) each, less 0.1
+  EXPECT_EQ(load().encode("cab", plain), (Ids{5, 9}));
+  options.remove_extra = true;
+  const Tokenizer t = load();
+  EXPECT_EQ(t.encode("  a   bc ", plain), (Ids{3, 5, 4}));
+  EXPECT_EQ(t.encode("   ", plain), Ids{});
+  EXPECT_EQ(t.decode({1, 3, 5, 4}, {true}), "a bc");
+  t.save(dir.file("saved"));
+  EXPECT_EQ(Tokenizer::load(dir.file("saved")).encode("  a   bc "), t.encode("  a   bc "));
+}
+
+TEST(SentencePiece, CharacterTable) {
+  TempDir dir;
+  SpOptions options;
+  // U+FB01 and the two letters X Y become what the pieces know; the longest entry wins.
+  options.charsmap = charsmap_blob({{"X", "b"}, {"XY", "bc"}, {"\xEF\xAC\x81", "a"}, {"\t", " "}});
+  for (const uint64_t type : {1, 2}) {
+    options.model_type = type;
+    const Tokenizer t = Tokenizer::load(dir.write("tokenizer.model", sentencepiece_file(options)));
+    const EncodeOptions plain{false, false};
+    EXPECT_EQ(t.encode("\xEF\xAC\x81", plain), Ids{3});
+    EXPECT_EQ(t.encode("aXY", plain), (Ids{3, 4}));
+    EXPECT_EQ(t.encode("aXX", plain), (Ids{3, 7, 7}));
+    EXPECT_EQ(t.encode("a\ta", plain), (Ids{3, 3}));
+  }
   options.charsmap = "xyz";
-  EXPECT_NE(load(options).find("precompiled_charsmap"), std::string::npos);
+  const std::string path = dir.write("tokenizer.model", sentencepiece_file(options));
+  EXPECT_NE(error_of([&] { Tokenizer::load(path); }, ErrorCode::input).find("precompiled_charsmap"), std::string::npos);
 }
 
 TEST(SentencePiece, SurvivesDamage) {
@@ -231,8 +271,8 @@ TEST(Load, SaysWhatIsMissing) {
   TempDir dir;
   EXPECT_NE(error_of([&] { Tokenizer::load(dir.path()); }, ErrorCode::input).find("no tokenizer"), std::string::npos);
   error_of([&] { Tokenizer::load(dir.file("absent.json")); }, ErrorCode::input);
-  error_of([&] { Tokenizer::load(dir.write("vocab.txt", "a\n")); }, ErrorCode::unsupported);
-  error_of([&] { Tokenizer::load(dir.write("m.gguf", "GGUF")); }, ErrorCode::unsupported);
+  error_of([&] { Tokenizer::load(dir.write("vocab.txt", "a\n")); }, ErrorCode::input);
+  error_of([&] { Tokenizer::load(dir.write("m.gguf", "GGUF")); }, ErrorCode::input);
   error_of([&] { Tokenizer::load(dir.write("m.xyz", "?")); }, ErrorCode::input);
 }
 

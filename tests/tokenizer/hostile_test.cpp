@@ -108,7 +108,7 @@ TEST(Hostile, NamesTheField) {
       {"merge of three", [](Json& j) { j["model"]["merges"][1] = "a b c"; }, "model.merges[1]", ErrorCode::input},
       {"merges missing", [](Json& j) { j["model"].erase("merges"); }, "model.merges", ErrorCode::input},
       {"unk not in vocabulary", [](Json& j) { j["model"]["unk_token"] = "?"; }, "model.unk_token", ErrorCode::input},
-      {"model type", [](Json& j) { j["model"]["type"] = "Unigram"; }, "model.type", ErrorCode::unsupported},
+      {"model type", [](Json& j) { j["model"]["type"] = "Magic"; }, "model.type", ErrorCode::unsupported},
       {"model missing", [](Json& j) { j.erase("model"); }, "model", ErrorCode::input},
       {"added id taken", [](Json& j) { j["added_tokens"][0] = {{"id", 2}, {"content", "new"}}; }, "added_tokens[0].id",
        ErrorCode::input},
@@ -121,7 +121,7 @@ TEST(Hostile, NamesTheField) {
       {"behaviour", [](Json& j) { j["pre_tokenizer"]["behavior"] = "Eaten"; }, "pre_tokenizer.behavior", ErrorCode::input},
       {"post-processor", [](Json& j) { j["post_processor"]["type"] = "Magic"; }, "post_processor.type",
        ErrorCode::unsupported},
-      {"decoder", [](Json& j) { j["decoder"]["decoders"][0]["type"] = "CTC"; }, "decoder.decoders[0].type",
+      {"decoder", [](Json& j) { j["decoder"]["decoders"][0]["type"] = "Magic"; }, "decoder.decoders[0].type",
        ErrorCode::unsupported},
   };
   for (const Case& c : cases) {

@@ -2,6 +2,7 @@
 #include <sstream>
 
 #include "models/tokenizer/check.h"
+#include "models/tokenizer/unicode.h"
 #include "tests/tokenizer/support.h"
 
 namespace thimble {
@@ -44,7 +45,7 @@ TEST_P(Oracle, SavedAndReloadedStaysExact) {
   EXPECT_EQ(before, after);
 }
 
-INSTANTIATE_TEST_SUITE_P(HuggingFace, Oracle, ::testing::Values("gpt2", "llama2", "llama3_trunc12k"));
+INSTANTIATE_TEST_SUITE_P(HuggingFace, Oracle, ::testing::Values("gpt2", "llama2", "llama3_trunc12k", "bert_uncased"));
 
 TEST(Oracle, SentencePieceFileGivesTheSameIds) {
   SKIP_WITHOUT("data/tokenizers/llama2/tokenizer.model");
@@ -52,12 +53,32 @@ TEST(Oracle, SentencePieceFileGivesTheSameIds) {
   expect_exact("data/tokenizers/llama2/tokenizer.model", "oracle/tok/llama2/cases.jsonl");
 }
 
-TEST(Oracle, WordPieceIsRefusedByName) {
+TEST(Oracle, BertVocabularyFileGivesTheSameIds) {
   SKIP_WITHOUT("oracle/tok/bert_uncased");
-  const std::string message =
-      error_of([] { Tokenizer::load(shared_path("oracle/tok/bert_uncased")); }, ErrorCode::unsupported);
-  EXPECT_NE(message.find("model.type"), std::string::npos) << message;
-  EXPECT_NE(message.find("WordPiece"), std::string::npos) << message;
+  expect_exact("oracle/tok/bert_uncased/vocab.txt", "oracle/tok/bert_uncased/cases.jsonl");
+  SKIP_WITHOUT("data/tokenizers/bert_base_uncased/vocab.txt");
+  expect_exact("data/tokenizers/bert_base_uncased/vocab.txt", "oracle/tok/bert_uncased/cases.jsonl");
+}
+
+// The same text token by token: what has been said is never taken back, and no part ends inside a character.
+TEST_P(Oracle, StreamedTextIsTheWholeText) {
+  const std::string dir = "oracle/tok/" + GetParam();
+  SKIP_WITHOUT(dir);
+  const Tokenizer tokenizer = Tokenizer::load(shared_path(dir));
+  std::istringstream lines(read_file(shared_path(dir + "/cases.jsonl")));
+  for (std::string line; std::getline(lines, line);) {
+    const Ids ids = Json::parse(line)["ids"].get<Ids>();
+    for (const bool skip : {false, true}) {
+      DecodeStream stream(tokenizer, {skip});
+      std::string text;
+      for (const int32_t id : ids) {
+        const std::string part = stream.push(id);
+        EXPECT_EQ(find_invalid_utf8(part), std::string::npos);
+        text += part;
+      }
+      ASSERT_EQ(text + stream.finish(), tokenizer.decode(ids, {skip}));
+    }
+  }
 }
 
 // Items separated by a line; the .out file has the ids of each, separated by spaces.
@@ -92,6 +113,27 @@ TEST(Oracle, GgmlPairsGpt2) {
 TEST(Oracle, GgmlPairsLlama) {
   SKIP_WITHOUT("data/tokenizers/ggml_vocab");
   expect_ggml_pairs("data/tokenizers/llama2/tokenizer.model", "ggml-vocab-llama-spm.gguf");
+}
+
+class GgufOracle : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GgufOracle, PairsAreExact) {
+  SKIP_WITHOUT("data/tokenizers/ggml_vocab");
+  const std::string name = GetParam();
+  expect_ggml_pairs("data/tokenizers/ggml_vocab/" + name, name);
+}
+
+INSTANTIATE_TEST_SUITE_P(LlamaCpp, GgufOracle,
+                         ::testing::Values("ggml-vocab-gpt-2.gguf", "ggml-vocab-llama-spm.gguf", "ggml-vocab-phi-3.gguf"));
+
+TEST(Oracle, GgufVocabulariesAgreeWithTheirOriginals) {
+  SKIP_WITHOUT("data/tokenizers/ggml_vocab");
+  SKIP_WITHOUT("data/text/wikitext-2");
+  const std::string text = read_file(shared_path("data/text/wikitext-2/wiki.test.raw"));
+  const auto load = [](const std::string& name) { return Tokenizer::load(shared_path("data/tokenizers/" + name)); };
+  EXPECT_EQ(load("ggml_vocab/ggml-vocab-gpt-2.gguf").encode(text, {false, false}),
+            load("gpt2/tokenizer.json").encode(text, {false, false}));
+  EXPECT_EQ(load("ggml_vocab/ggml-vocab-llama-spm.gguf").encode(text), load("llama2/tokenizer.model").encode(text));
 }
 
 TEST(Oracle, RealTextsRoundTrip) {

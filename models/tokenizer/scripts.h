@@ -1,0 +1,10 @@
+// The script of a character, for the UnicodeScripts pre-tokenizer.
+#pragma once
+
+namespace thimble {
+
+// A number per script; 0 for a space and for characters without a script. Hiragana, Katakana and U+30FC count as Han, as
+// in SentencePiece.
+int split_script(char32_t c);
+
+}  // namespace thimble
