@@ -70,6 +70,12 @@ struct AttentionSpec {
 // q [M, H*D], k and v [M, Hkv*D] -> [M, H*D]
 Var attention(Context& ctx, Var q, Var k, Var v, const AttentionSpec* spec);
 
+// One vector per sequence: y[s] = sum of weights[r] x[r] over its rows [cu_seqlens[s], cu_seqlens[s + 1]): [n_seqs, C].
+// cu_seqlens and weights [M] outlive backward.
+Var pool_rows(Context& ctx, Var x, const int32_t* cu_seqlens, int64_t n_seqs, const float* weights);
+// Every row divided by its length; rows shorter than 1e-12 by that.
+Var l2_normalize(Context& ctx, Var x);
+
 // ---- adapters: rows [begin, end) only, the others pass unchanged; y is changed in place ----
 
 // Inverted dropout whose mask is a pure function of (seed, stream, row - begin, column); p 0: none.

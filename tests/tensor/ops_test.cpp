@@ -376,6 +376,19 @@ std::vector<Case> cases_of(Op op) {
                        }});
       return cases;
     }
+    case Op::pool_rows: {
+      static const int32_t cu[] = {0, 3, 4, 7};
+      static const float weights[] = {0.5f, -0.25f, 1, 1, 0, 0.3f, 0.7f};
+      return {{"pool_rows", {value(7, 70, 1)}, [](Graph& g) { return pool_rows(g.ctx, g.x(0), cu, 3, weights); }},
+              {"pool_rows, twice", {value(7, 12, 1)}, [](Graph& g) {
+                 const Var once = pool_rows(g.ctx, g.x(0), cu, 3, weights);
+                 return gated(g.ctx, once, pool_rows(g.ctx, activation(g.ctx, g.x(0), Activation::silu), cu, 3, weights), Activation::silu);
+               }}};
+    }
+    case Op::l2_normalize:
+      return {{"l2_normalize", {value(5, 12, 1)}, [](Graph& g) { return l2_normalize(g.ctx, g.x(0)); }},
+              {"l2_normalize, also read elsewhere", {value(5, 12, 1)},
+               [](Graph& g) { return add(g.ctx, l2_normalize(g.ctx, g.x(0)), activation(g.ctx, g.x(0), Activation::silu)); }}};
     case Op::col_scale:
       return {{"col_scale on rows 1..4", {value(5, 12, 1), weight(1, 12, 2)},
                [](Graph& g) { return col_scale(g.ctx, own(g, g.x(0)), 1, 4, g.w(1)); }},
