@@ -84,6 +84,12 @@ struct ModelConfig {
   bool head_bias = false;               // lm_head has a bias
   double logit_scale = 1, logit_softcap = 0;  // logits = cap tanh(scale hidden Wᵀ / cap); cap 0: none
 
+  // Encoders.
+  bool bidirectional = false;  // a row sees its whole sequence; there is no cache
+  int64_t token_types = 0;     // embeddings of token types; 0: none
+  bool pooler = false;         // tanh(pooler_w h + pooler_b) of a sequence's first row, beside the hidden states
+  bool has_head = true;        // false: hidden states are all there is
+
   int32_t bos_id = -1;
   std::vector<int32_t> eos_ids;
 

@@ -14,7 +14,8 @@ const std::vector<const Family*>& families() {
   static const std::vector<const Family*> rows = {
       &kLlamaFamily, &kMistralFamily, &kMixtralFamily,   &kQwen2Family,  &kQwen3Family, &kGemmaFamily, &kGemma2Family, &kGemma3Family,
       &kPhiFamily,   &kPhi3Family,      &kStablelmFamily, &kNeoxFamily, &kOptFamily,  &kGpt2Family,   &kGptjFamily,
-      &kGptBigcodeFamily, &kFalconFamily, &kBloomFamily, &kOlmoFamily, &kOlmo2Family, &kStarcoder2Family, &kCohereFamily};
+      &kGptBigcodeFamily, &kFalconFamily, &kBloomFamily, &kOlmoFamily, &kOlmo2Family, &kStarcoder2Family, &kCohereFamily,
+      &kBertFamily,  &kRobertaFamily,   &kDistilbertFamily};
   return rows;
 }
 

@@ -34,6 +34,11 @@ struct TensorRule {
   } other = {};
 };
 
+// Endings of a tensor's name: in the rules, and in files that spell it otherwise.
+struct NameAlias {
+  const char *name, *in_file;
+};
+
 struct Family {
   std::vector<const char*> model_types;    // config.json "model_type"
   std::vector<const char*> architectures;  // used when model_type is missing
@@ -41,6 +46,7 @@ struct Family {
   std::vector<TensorRule> tensors;
   const char* optional_prefix;             // base-model files lack it
   std::vector<const char*> ignored;        // suffixes of tensors that are buffers, not weights
+  std::vector<NameAlias> aliases = {};
 };
 
 const std::vector<const Family*>& families();
@@ -76,6 +82,7 @@ std::vector<TensorRule> llama_rules(std::vector<TensorRule> more, bool mlp = tru
 // Rows of models/families, a file each or a few alike.
 extern const Family kLlamaFamily, kMistralFamily, kQwen2Family, kQwen3Family, kGemmaFamily, kGemma2Family, kGemma3Family,
     kPhiFamily, kPhi3Family, kStablelmFamily, kNeoxFamily, kOptFamily, kGpt2Family, kGptjFamily, kGptBigcodeFamily,
-    kMixtralFamily, kFalconFamily, kBloomFamily, kOlmoFamily, kOlmo2Family, kStarcoder2Family, kCohereFamily;
+    kMixtralFamily, kFalconFamily, kBloomFamily, kOlmoFamily, kOlmo2Family, kStarcoder2Family, kCohereFamily,
+    kBertFamily, kRobertaFamily, kDistilbertFamily;
 
 }  // namespace thimble

@@ -35,6 +35,7 @@ class Loader {
       model_.quantization = coded_->description();
     }
     resolve_tied();
+    resolve_pooler();
     model_.weights.resize(model_.config);
     for_each_tensor(model_.config, rules_,
                     [&](const TensorRule& rule, int64_t layer, int64_t block) { load_rule(rule, layer, block); });
@@ -54,7 +55,25 @@ class Loader {
       }
   }
 
+  // No config says whether there is one; many checkpoints of encoders lack it.
+  void resolve_pooler() {
+    for (const TensorRule& rule : rules_)
+      if (rule.roles[0] == Role::pooler_w && find_name(rule_name(rule, 0)).empty()) model_.config.pooler = false;
+  }
+
+  // A rule's name as the file has it: perhaps without the prefix, perhaps under an alias; empty when absent.
   std::string find_name(const std::string& name) const {
+    const std::string found = find_spelled(name);
+    if (!found.empty()) return found;
+    for (const NameAlias& alias : model_.family->aliases) {
+      if (!ends_with(name, alias.name)) continue;
+      const std::string other = find_spelled(name.substr(0, name.size() - std::strlen(alias.name)) + alias.in_file);
+      if (!other.empty()) return other;
+    }
+    return {};
+  }
+
+  std::string find_spelled(const std::string& name) const {
     if (set_.has(name)) return name;
     const size_t n = std::strlen(prefix_);
     if (n > 0 && name.compare(0, n, prefix_) == 0 && set_.has(name.substr(n))) return name.substr(n);

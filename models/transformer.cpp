@@ -64,6 +64,7 @@ Transformer::Transformer(Model& model, int64_t max_tokens, int64_t rope_tokens) 
     s.n_heads = c.n_heads;
     s.n_kv_heads = c.n_kv_heads;
     s.head_dim = c.head_dim;
+    s.causal = !c.bidirectional;
     s.window = c.has_window(l) ? c.window : 0;
     s.softcap = static_cast<float>(c.attn_softcap);
     const double divisor = c.query_pre_attn_scalar > 0 ? c.query_pre_attn_scalar : double(c.head_dim);
@@ -365,6 +366,9 @@ Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
 const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
   const ModelConfig& c = model_.config;
   THIMBLE_CHECK(!(batch.cache && ctx.tape));
+  if (batch.cache && c.bidirectional)
+    throw Error(ErrorCode::unsupported, model_.path + ": is an encoder, which reads a text as a whole and continues none",
+                "use thimble embed, or a model that generates");
   auto* positions = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "positions"));
   int32_t* copied = nullptr;  // with virtual tokens as token 0, whose embedding is then replaced
   for (int64_t s = 0; s < batch.n_seqs; ++s) {
@@ -381,6 +385,9 @@ const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
     for (int64_t i = 0; i < count; ++i) {
       positions[first + i] = static_cast<int32_t>(start + i);
       const int32_t id = batch.ids[first + i];
+      if (batch.token_types && (batch.token_types[first + i] < 0 || batch.token_types[first + i] >= c.token_types))
+        throw Error(ErrorCode::input, fmt::format("token type {} is out of range: the model has {} types", batch.token_types[first + i], c.token_types),
+                    "the input and the model do not belong together");
       if (id == kVirtualToken && i < virtuals) {
         if (!copied) {
           copied = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "token ids"));
@@ -431,6 +438,15 @@ Var Transformer::enter(Context& ctx, const Batch& batch) {
   if (copied) x = place_prompts(ctx, batch, x);
   if (c.embed_scale != 1) x = scale(ctx, x, static_cast<float>(c.embed_scale));
   if (c.projected()) x = linear(ctx, x, &w.project_in, nullptr);
+  if (c.token_types > 0) {
+    const int32_t* types = batch.token_types;
+    if (!types) {
+      auto* zeros = static_cast<int32_t*>(ctx.saved.allocate(size_t(batch.n) * sizeof(int32_t), "token types"));
+      std::memset(zeros, 0, size_t(batch.n) * sizeof(int32_t));
+      types = zeros;
+    }
+    x = add_positions(ctx, x, &w.token_type_embed, types, 0);
+  }
   if (c.positions == PositionKind::learned) x = add_positions(ctx, x, &w.pos_embed, positions_, c.position_offset);
   if (c.embed_norm) x = norm(ctx, x, w.embed_norm_w, w.embed_norm_b);
   ctx.observe("embedding", -1, x.t);
@@ -465,7 +481,31 @@ Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) 
   return x;
 }
 
+Var Transformer::pooler_output(Context& ctx, const Batch& batch, Var hidden) {
+  ModelWeights& w = model_.weights;
+  if (!w.pooler_w)
+    throw Error(ErrorCode::unsupported, model_.path + ": has no pooler", "take the hidden states, or another model");
+  const int64_t cols = hidden.t.cols();
+  Var first;
+  first.t = Tensor::matrix(ctx.saved.floats(batch.n_seqs * cols, "pooler"), batch.n_seqs, cols);
+  for (int64_t s = 0; s < batch.n_seqs; ++s)
+    std::memcpy(first.t.f32() + s * cols, hidden.t.f32() + batch.cu_seqlens[s] * cols, size_t(cols) * sizeof(float));
+  Tape* const tape = ctx.tape;
+  ctx.tape = nullptr;
+  const Var y = linear(ctx, first, &w.pooler_w, present(w.pooler_b));
+  ctx.tape = tape;
+  for (int64_t i = 0; i < y.t.numel(); ++i) y.t.f32()[i] = std::tanh(y.t.f32()[i]);
+  return y;
+}
+
+void Transformer::require_head() const {
+  if (!model_.config.has_head)
+    throw Error(ErrorCode::unsupported, model_.path + ": has no output matrix: it gives hidden states, not next tokens",
+                "use thimble embed, or a model that generates");
+}
+
 Var Transformer::logits(Context& ctx, Var hidden) {
+  require_head();
   const ZoneOwner owner(Zone::head);
   Var y = linear(ctx, hidden, head_, present(model_.weights.lm_head_b));
   if (model_.config.logit_softcap > 0) y = softcap(ctx, y, static_cast<float>(model_.config.logit_softcap));
@@ -475,6 +515,7 @@ Var Transformer::logits(Context& ctx, Var hidden) {
 
 double Transformer::loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss,
                          const float* row_weights) {
+  require_head();
   return linear_cross_entropy(ctx, hidden, head_, present(model_.weights.lm_head_b), labels, denominator, row_loss, row_weights,
                               static_cast<float>(model_.config.logit_softcap));
 }

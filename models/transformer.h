@@ -25,6 +25,7 @@ struct Batch {
   KvCache* cache = nullptr;  // rows continue the cached sequences and are appended; no gradients
   const AdapterSegment* segments = nullptr;  // which rows use which adapter; rows of none use the base alone
   int64_t n_segments = 0;
+  const int32_t* token_types = nullptr;  // [n], of models that have them; null: all 0
 };
 
 class Transformer {
@@ -36,7 +37,10 @@ class Transformer {
   // Hidden state behind the final norm (projection, logit scale): [n, embed_dim].
   // Throws input for ids out of range and for sequences beyond max_tokens.
   Var forward(Context& ctx, const Batch& batch, Recompute recompute = Recompute::none);
-  // hidden Wᵀ, with bias and softcap where the model has them: [n, vocab]
+  // What a model's pooler makes of the first row of every sequence: [n_seqs, hidden]. No gradients. Throws unsupported
+  // where there is none.
+  Var pooler_output(Context& ctx, const Batch& batch, Var hidden);
+  // hidden Wᵀ, with bias and softcap where the model has them: [n, vocab]. This and loss throw unsupported for models without a head.
   Var logits(Context& ctx, Var hidden);
   // Cross entropy of every row against labels (negative: ignored), divided by denominator.
   // row_weights, when given, are the weights of the rows' losses instead of 1 / denominator.
@@ -78,6 +82,7 @@ class Transformer {
   void adapt(Context& ctx, int layer, const AdapterSegment& s, Var x, Projection* projections, int count);
   Var place_prompts(Context& ctx, const Batch& batch, Var x);
   void place_prefixes(Context& ctx, const Batch& batch);
+  void require_head() const;
   bool layer_trains(const Batch& batch, int64_t layer) const;
   Adapter* adapter_of(const Batch& batch, int64_t seq) const;
 

@@ -67,12 +67,15 @@ RoleShape role_shape(const ModelConfig& c, Role role) {
   switch (role) {
     case Role::token_embed: return matrix(true, c.vocab_size, c.embed_dim);
     case Role::pos_embed: return matrix(c.positions == PositionKind::learned, c.max_positions + c.position_offset, c.hidden);
+    case Role::token_type_embed: return matrix(c.token_types > 0, c.token_types, c.hidden);
     case Role::project_in: return matrix(c.projected(), c.hidden, c.embed_dim);
     case Role::project_out: return matrix(c.projected(), c.embed_dim, c.hidden);
     case Role::final_norm_w: return vector(c.final_norm && c.norm_affine, c.hidden);
     case Role::final_norm_b: return vector(c.final_norm && norm_bias, c.hidden);
-    case Role::lm_head: return matrix(!c.tied, c.vocab_size, c.embed_dim);
+    case Role::lm_head: return matrix(c.has_head && !c.tied, c.vocab_size, c.embed_dim);
     case Role::lm_head_b: return vector(c.head_bias, c.vocab_size);
+    case Role::pooler_w: return matrix(c.pooler, c.hidden, c.hidden);
+    case Role::pooler_b: return vector(c.pooler, c.hidden);
     case Role::embed_norm_w: return vector(c.embed_norm && c.norm_affine, c.hidden);
     case Role::embed_norm_b: return vector(c.embed_norm && norm_bias, c.hidden);
     case Role::norm1_w: return vector(norm1 && c.norm_affine, c.hidden);
