@@ -76,7 +76,7 @@ class Bm25Retriever : public Retriever {
 class DenseRetriever : public Retriever {
  public:
   DenseRetriever(const RetrieverOptions& options, const std::vector<Document>& documents)
-      : Retriever(static_cast<int64_t>(documents.size())), embed_(options.embed), cosine_(options.cosine) {
+      : Retriever(static_cast<int64_t>(documents.size())), embed_(options.embed), embed_query_(options.embed_query ? options.embed_query : options.embed), cosine_(options.cosine) {
     const KernelTable kernels = options.kernels ? *options.kernels : build_kernel_table(best_tier());
     VectorSet set;
     if (options.vectors && !options.vectors->empty()) {
@@ -85,7 +85,7 @@ class DenseRetriever : public Retriever {
     } else if (!documents.empty()) {
       std::vector<std::string> texts;
       for (const Document& d : documents) texts.push_back(d.text);
-      set = embed(texts);
+      set = embed(embed_, texts);
       compress(set, kernels, options.precision, options.keep_f32);
     }
     THIMBLE_CHECK(set.count == size());
@@ -103,21 +103,21 @@ class DenseRetriever : public Retriever {
   }
 
  private:
-  VectorSet embed(const std::vector<std::string>& texts) const {
-    const std::vector<std::vector<float>> vectors = embed_(texts);
+  VectorSet embed(const EmbedTexts& fn, const std::vector<std::string>& texts) const {
+    const std::vector<std::vector<float>> vectors = fn(texts);
     THIMBLE_CHECK(vectors.size() == texts.size());
     VectorSet set = make_vector_set(vectors);
     if (cosine_) normalize(set);
     return set;
   }
   VectorSet vector_of(std::string_view query) const {
-    VectorSet q = embed({std::string(query)});
+    VectorSet q = embed(embed_query_, {std::string(query)});
     if (q.width != index_.width())
       throw Error(ErrorCode::input, "dense retrieval: the query's vector has another length than the documents'",
                   "index and query with the same model");
     return q;
   }
-  EmbedTexts embed_;
+  EmbedTexts embed_, embed_query_;
   bool cosine_;
   VectorIndex index_;
 };

@@ -38,6 +38,7 @@ struct RetrieverOptions {
   uint64_t seed = 0;          // random
   bool cosine = false;        // dense: vectors are divided by their length; else the raw inner product
   EmbedTexts embed;           // dense
+  EmbedTexts embed_query;     // dense: where a query is embedded otherwise than a document (another prompt); else embed
   const VectorSet* vectors = nullptr;  // dense: of the documents, where they are known (copied); else embed makes them.
                                        // cosine: int8 and binary ones were made from vectors of length 1
   VectorPrecision precision = VectorPrecision::f32;  // dense: how vectors that embed made are scanned

@@ -139,6 +139,19 @@ TEST(Plan, FactorsAreJudgedWhereTheyApply) {
   EXPECT_EQ(varying_factors(pointers), (std::vector<std::string>{"method.name", "method.rank"}));
 }
 
+TEST(Plan, AnEmbedderBelongsToDense) {
+  const auto list = grid("    method: {name: rag, retriever: [bm25, dense], embedder: path/minilm, k: [1, 4]}\n");
+  ASSERT_EQ(list.size(), 4u);
+  for (const CellConfig& c : list) {
+    EXPECT_EQ(c.method.embedder, c.method.retriever == "dense" ? "path/minilm" : "");
+    EXPECT_EQ(c.to_json()["method"].contains("embedder"), c.method.retriever == "dense");
+    EXPECT_EQ(CellConfig::from_json(c.to_json()).to_json(), c.to_json());
+  }
+  EXPECT_EQ(grid("    method: {name: rag, retriever: dense, embedder: [a, b]}\n").size(), 2u);
+  refused_grid("    method: {name: rag, embedder: a}\n", ErrorCode::usage, "6:", {"only the retriever dense"});
+  refused_grid("    method: {name: none, embedder: a}\n", ErrorCode::usage, "6:26: ", {"unknown key \"embedder\""});
+}
+
 TEST(Plan, ErrorsNameLineColumnAndWhatIsValid) {
   refused_grid("    colour: red\n", ErrorCode::usage, "6:5: ", {"unknown key \"colour\"", "valid keys of a grid", "compression"});
   refused_grid("    method: lorra\n", ErrorCode::usage, "6:13: ", {"lorra", "lora", "rag+lora"});
@@ -236,6 +249,16 @@ TEST(Identity, DigestsFollowTheBytesThatCount) {
   const std::string second = model_sha256(dir, hashes);
   write_file(dir + "/tokenizer.json", "{}");
   EXPECT_NE(model_sha256(dir, hashes), second);
+  // The modules of a sentence encoder decide its vectors.
+  const std::string third = model_sha256(dir, hashes);
+  make_directories(dir + "/1_Pooling");
+  write_file(dir + "/1_Pooling/config.json", "{}");
+  EXPECT_EQ(model_sha256(dir, hashes), third);
+  write_file(dir + "/modules.json", "[]");
+  const std::string fourth = model_sha256(dir, hashes);
+  EXPECT_NE(fourth, third);
+  write_file(dir + "/1_Pooling/config.json", "{\"pooling_mode_cls_token\": true}");
+  EXPECT_NE(model_sha256(dir, hashes), fourth);
   // What is remembered gives the same digests; nonsense is forgotten.
   FileHashes again(hashes.to_json());
   EXPECT_EQ(model_sha256(dir, again), model_sha256(dir, hashes));

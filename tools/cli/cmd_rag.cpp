@@ -3,15 +3,13 @@
 
 #include <algorithm>
 
+#include "models/embedder.h"
 #include "models/io/json.h"
-#include "models/tokenizer/tokenizer.h"
-#include "rag/embedder.h"
 #include "rag/index_store.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 #include "tools/cli/cli.h"
 #include "tools/cli/read_input.h"
-#include "tools/cli/tokenizer_path.h"
 #include "tools/lab/identity.h"
 #include "tools/lab/task.h"
 
@@ -20,31 +18,29 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// A model that turns texts into vectors, with everything it lives on.
+// A model that turns texts into vectors. Texts get the prompts that the model's files name for documents and questions.
 class TextModel {
  public:
   TextModel(Session& session, const std::string& path, const std::string& tokenizer)
-      : tokenizer_(Tokenizer::load(tokenizer.empty() ? default_tokenizer_path(path) : tokenizer)),
-        model_(load(session, path)),
-        ctx_(session.make_context()),
-        transformer_(model_, std::min<int64_t>(model_.config.max_positions, 2048)),
-        embedder_(transformer_, *ctx_, tokenizer_) {}
-  EmbedTexts function() {
-    return [this](const std::vector<std::string>& texts) { return embedder_.embed(texts); };
+      : ctx_(session.make_context()), embedder_(Embedder::open(path, *ctx_, options(session, tokenizer))) {
+    if (embedder_.model())
+      for (const std::string& w : embedder_.model()->warnings) warn(w);
+  }
+  EmbedTexts documents() {
+    return [this](const std::vector<std::string>& texts) { return embedder_.embed(texts, embedder_.document_prompt()); };
+  }
+  EmbedTexts queries() {
+    return [this](const std::vector<std::string>& texts) { return embedder_.embed(texts, embedder_.query_prompt()); };
   }
 
  private:
-  static Model load(Session& session, const std::string& path) {
-    LoadOptions options;
+  static EmbedderOptions options(Session& session, const std::string& tokenizer) {
+    EmbedderOptions options;
     options.budget = &session.budget();
-    Model model = load_model(path, session.kernels(), options);
-    for (const std::string& w : model.warnings) warn(w);
-    return model;
+    options.tokenizer = tokenizer;
+    return options;
   }
-  Tokenizer tokenizer_;
-  Model model_;
   std::unique_ptr<Context> ctx_;
-  Transformer transformer_;
   Embedder embedder_;
 };
 
@@ -149,7 +145,7 @@ int run_index(IndexOptions& o) {
     for (size_t at = 0; at < index.documents.size(); at += kPiece) {
       std::vector<std::string> texts;
       for (size_t i = at; i < std::min(index.documents.size(), at + kPiece); ++i) texts.push_back(index.documents[i].text);
-      for (std::vector<float>& v : model.function()(texts)) vectors.push_back(std::move(v));
+      for (std::vector<float>& v : model.documents()(texts)) vectors.push_back(std::move(v));
       progress.update(static_cast<int64_t>(vectors.size()));
     }
     index.vectors = make_vector_set(vectors);
@@ -185,7 +181,7 @@ int run_query(const QueryOptions& o) {
       throw Error(ErrorCode::input, fmt::format("{}: the index was made with another model than {}", o.index, path),
                   "give the model of the index with --model, or build the index again");
     model = std::make_unique<TextModel>(session, path, o.tokenizer);
-    embed = model->function();
+    embed = model->queries();
   }
   const std::unique_ptr<Retriever> retriever = open_retriever(index, std::move(embed), &session.kernels(), session.threads());
   const std::vector<Hit> hits = retriever->search(query, o.k, o.limit);
@@ -214,14 +210,14 @@ void add_rag(CLI::App& app, Run* run) {
       "Examples:\n"
       "  thimble rag index --input notes.txt --out notes.index\n"
       "  thimble rag index --input dev_questions.json --user 288 --out 288.index --retriever bm25_okapi\n"
-      "  thimble rag index --input rows.jsonl --retriever dense --model DIR --cosine --index-precision int8 --out rows.index");
+      "  thimble rag index --input rows.jsonl --retriever dense --embedder DIR --cosine --index-precision int8 --out rows.index");
   auto i = std::make_shared<IndexOptions>();
   index->add_option("--input", i->input, "texts, oldest first: a line each, rows {text, id, date}, or a LaMP questions file; - is standard input")->required();
   index->add_option("--format", i->format, "auto (default), text, jsonl or lamp")->check(CLI::IsMember({"auto", "text", "jsonl", "lamp"}));
   index->add_option("--out", i->out, "directory to write; an index that is there is replaced")->required();
   index->add_option("--retriever", i->index.retriever, "bm25 (default), bm25_okapi, dense, recency or random");
   index->add_option("--user", i->user, "LaMP: whose profile; needed when the file holds several people");
-  index->add_option("--model", i->model, "dense: the model whose mean last hidden state stands for a text");
+  index->add_option("--model,--embedder", i->model, "dense: what turns texts into vectors: an encoder, a static embedder, or any model (thimble embed)");
   index->add_option("--tokenizer", i->tokenizer, "dense: tokenizer file or directory; default: beside the model");
   index->add_option("--index-precision", i->precision,
                     "dense: how a query reads the vectors: f32 (default), int8 or binary (signs); the best candidates are scored again with "
@@ -240,7 +236,7 @@ void add_rag(CLI::App& app, Run* run) {
   query->add_option("--query-file", q->query_file, "a file with what to look for; - is standard input")->excludes(words);
   query->add_option("--k", q->k, "texts at most (default 4)")->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   query->add_option("--limit", q->limit, "only the first so many texts of the index")->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
-  query->add_option("--model", q->model, "dense: where the index's model lies now; default: where it lay");
+  query->add_option("--model,--embedder", q->model, "dense: where the index's model lies now; default: where it lay");
   query->add_option("--tokenizer", q->tokenizer, "dense: tokenizer file or directory; default: beside the model");
   add_common_options(*query, q->common);
   query->callback([q, run] { *run = [q] { return run_query(*q); }; });

@@ -12,8 +12,8 @@
 #include <map>
 #include <memory>
 
+#include "models/embedder.h"
 #include "models/generator.h"
-#include "rag/embedder.h"
 #include "rag/packer.h"
 #include "rag/retriever.h"
 #include "tensor/error.h"
@@ -106,6 +106,7 @@ class CellRun {
   }
   void load_task();
   void load_base(bool rehearse);
+  void open_embedder();
   void make_retrievers();
 
   const Item* history_begin(size_t person) const;
@@ -156,6 +157,7 @@ class CellRun {
   Json compressed_;
   std::unique_ptr<Workers> workers_, full_workers_;
   std::vector<std::unique_ptr<Model>> copies_;
+  std::unique_ptr<Embedder> embedder_;
   std::vector<std::unique_ptr<Retriever>> retrievers_;
   std::vector<Json> curve_;
 };
@@ -296,16 +298,27 @@ int64_t CellRun::history_size(size_t person) const {
   return config_.history > 0 ? std::min(config_.history, n) : n;
 }
 
+// The base itself, or the model that the plan names.
+void CellRun::open_embedder() {
+  Worker& worker = workers_->at(0);
+  if (config_.method.embedder.empty()) {
+    embedder_ = std::make_unique<Embedder>(worker.transformer, worker.ctx, codec_->tokenizer());
+    return;
+  }
+  EmbedderOptions options;
+  options.budget = environment_.budget;
+  embedder_ = std::make_unique<Embedder>(Embedder::open(resolve_model(config_.method.embedder), worker.ctx, options));
+}
+
 void CellRun::make_retrievers() {
+  if (config_.method.retriever == "dense") open_embedder();
   for (size_t p = 0; p < data_.people.size(); ++p) {
     RetrieverOptions o;
     o.name = config_.method.retriever;
     o.seed = named_seed(config_.seed, data_.people[p].user_id);
     o.cosine = true;
-    o.embed = [this](const std::vector<std::string>& texts) {
-      Worker& worker = workers_->at(0);
-      return Embedder(worker.transformer, worker.ctx, codec_->tokenizer()).embed(texts);
-    };
+    o.embed = [this](const std::vector<std::string>& texts) { return embedder_->embed(texts, embedder_->document_prompt()); };
+    o.embed_query = [this](const std::vector<std::string>& texts) { return embedder_->embed(texts, embedder_->query_prompt()); };
     std::vector<Document> documents;
     for (int64_t i = 0; i < history_size(p); ++i)
       documents.push_back({data_.task->document(history_begin(p)[i]), history_begin(p)[i].date});

@@ -27,6 +27,8 @@ struct MethodSpec {
   std::vector<double> lr;        // empty: the method's default
   int64_t batch = 8;             // pairs per step and person
   std::string retriever = "bm25";  // rag: bm25, bm25_okapi, dense, recency, random
+  std::string embedder;          // rag with dense: the model that makes vectors; empty: the base itself
+  std::string embedder_sha256;
   std::vector<int64_t> k = {4};  // rag: examples in the prompt
   int64_t prompt_tokens = 448;   // rag: budget of the packer
 

@@ -44,12 +44,7 @@ Json CellConfig::to_json() const {
   else
     t = {{"lamp", task.lamp_dir}, {"k", task.lamp_task}, {"split", task.split}, {"part", task.part},
          {"people", task.people}, {"queries", task.queries}};
-  return {{"schema", "thimble.cell/1"},
-          {"model", model},
-          {"model_sha256", model_sha256},
-          {"compression", compression},
-          {"method",
-           {{"name", method.name},
+  Json m = {{"name", method.name},
             {"rank", method.rank},
             {"alpha", method.alpha},
             {"dropout", method.dropout},
@@ -59,7 +54,17 @@ Json CellConfig::to_json() const {
             {"batch", method.batch},
             {"retriever", method.retriever},
             {"k", method.k},
-            {"prompt_tokens", method.prompt_tokens}}},
+            {"prompt_tokens", method.prompt_tokens}};
+  // Cells of plans without one keep their names.
+  if (!method.embedder.empty()) {
+    m["embedder"] = method.embedder;
+    m["embedder_sha256"] = method.embedder_sha256;
+  }
+  return {{"schema", "thimble.cell/1"},
+          {"model", model},
+          {"model_sha256", model_sha256},
+          {"compression", compression},
+          {"method", m},
           {"history", history},
           {"steps", steps},
           {"curve", curve},
@@ -93,6 +98,10 @@ CellConfig CellConfig::from_json(const Json& json) {
   m.get("lr", c.method.lr);
   m.get("batch", c.method.batch);
   m.get("retriever", c.method.retriever);
+  if (json.at("method").contains("embedder")) {
+    m.get("embedder", c.method.embedder);
+    m.get("embedder_sha256", c.method.embedder_sha256);
+  }
   m.get("k", c.method.k);
   m.get("prompt_tokens", c.method.prompt_tokens);
   const Fields t(f.child("task"), "cell: task");

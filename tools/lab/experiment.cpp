@@ -304,6 +304,7 @@ std::string context_key(const CellConfig& config, const std::vector<std::string>
   json.erase("curve");
   json.erase("task_sha256");
   json.erase("model_sha256");
+  json["method"].erase("embedder_sha256");
   json["task"] = task_json(config);
   for (const std::string& part : without) {
     if (part == "method") json.erase("steps");

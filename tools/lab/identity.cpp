@@ -32,6 +32,8 @@ bool is_part_of_model(const std::string& name) {
   if (is_weights(name) || ends_with(name, ".safetensors.index.json")) return true;
   for (const char* start : {"tokenizer", "vocab", "merges", "added_tokens", "special_tokens_map"})
     if (starts_with(name, start)) return true;
+  // How an encoder's hidden states become a vector.
+  if (name == "modules.json" || name == "config_sentence_transformers.json" || starts_with(name, "sentence_")) return true;
   return name == "config.json" || name == "quantize_config.json" || name == "quantization_config.json";
 }
 
@@ -41,6 +43,19 @@ std::vector<std::string> files_of(const std::string& dir) {
   for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error))
     if (it->is_regular_file(error)) names.push_back(it->path().filename().string());
   if (error) throw Error(ErrorCode::input, dir + ": cannot be read: " + error.message(), "check the permissions");
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// "1_Pooling", "2_Dense", ...: a digit, an underscore and a name; only beside a list of modules.
+std::vector<std::string> module_folders(const std::string& dir) {
+  std::vector<std::string> names;
+  if (!file_exists(join_path(dir, "modules.json"))) return names;
+  std::error_code error;
+  for (fs::directory_iterator it(dir, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    if (it->is_directory(error) && name.size() > 2 && name[0] >= '0' && name[0] <= '9' && name.find('_') != std::string::npos) names.push_back(name);
+  }
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -138,6 +153,13 @@ std::string model_sha256(const std::string& path, FileHashes& hashes) {
     weights = weights || is_weights(name);
     add(path, name);
   }
+  // Modules of sentence encoders: 1_Pooling, 2_Dense, ...
+  for (const std::string& folder : module_folders(path))
+    for (const std::string& name : files_of(join_path(path, folder)))
+      if (is_part_of_model(name)) {
+        weights = weights || is_weights(name);
+        add(path, folder + "/" + name);
+      }
   if (!weights)
     throw Error(ErrorCode::input, path + ": there are no weights in this folder",
                 "expected config.json and *.safetensors");

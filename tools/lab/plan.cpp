@@ -305,7 +305,7 @@ std::vector<MethodSpec> PlanReader::methods(const Value& at) const {
     const std::string name = text(name_at, "the name of a method");
     const Method& method = placed(name_at, [&]() -> const Method& { return find_method(name); });
     Names valid = {"name"};
-    if (method.retrieves) valid.insert(valid.end(), {"retriever", "k", "prompt_tokens"});
+    if (method.retrieves) valid.insert(valid.end(), {"retriever", "embedder", "k", "prompt_tokens"});
     if (method.learns) valid.insert(valid.end(), {"lr", "batch"});
     if (method.adapter) {
       const AdapterKind kind = method.adapter(MethodSpec{}).kind;
@@ -352,6 +352,16 @@ std::vector<MethodSpec> PlanReader::methods(const Value& at) const {
     apply("retriever", [&](const Value& x) {
       return setting<std::string, MethodSpec>(x, &MethodSpec::retriever, Text([&](const Value& y) { return one_of(y, retriever_names()); }));
     });
+    apply("embedder", [&](const Value& x) {
+      return setting<std::string, MethodSpec>(x, &MethodSpec::embedder, Text([&](const Value& y) { return text(y, "the path of a model"); }));
+    });
+    // It belongs to dense alone, so that a list of retrievers may name it once.
+    bool dense = false;
+    for (MethodSpec& m : variants) {
+      dense = dense || m.retriever == "dense";
+      if (m.retriever != "dense") m.embedder.clear();
+    }
+    if (map.count("embedder") && !dense) fail(ErrorCode::usage, map.at("embedder"), "only the retriever dense uses an embedder", "give retriever: dense");
     apply("k", [&](const Value& x) { return choice<int64_t>(x, &MethodSpec::k, [&](const Value& y) { return integer(y, 1, 65536); }); });
     apply("lr", [&](const Value& x) { return choice<double>(x, &MethodSpec::lr, [&](const Value& y) { return number(y, 0, 10, true); }); });
     all.insert(all.end(), variants.begin(), variants.end());

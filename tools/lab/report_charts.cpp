@@ -470,7 +470,7 @@ Json retrieval_chart(const Experiment& e) {
                        "Score by k, the number of history items in the prompt, for each way of finding them.");
   std::map<std::string, Conditions> contexts;
   for (const Condition& c : e.conditions)
-    if (c.config.method.name == "rag") contexts[panel_key(e, c, {"k", "retriever"})].push_back(&c);
+    if (c.config.method.name == "rag") contexts[panel_key(e, c, {"k", "retriever", "embedder"})].push_back(&c);
   for (const auto& [key, list] : contexts) {
     if (list.size() < 2) continue;
     std::set<int64_t> ks;
@@ -479,7 +479,7 @@ Json retrieval_chart(const Experiment& e) {
     for (const Condition* c : list) {
       single = single && c->config.method.k.size() == 1;
       if (c->config.method.k.size() == 1) ks.insert(c->config.method.k[0]);
-      retrievers[c->config.method.retriever].push_back(c);
+      retrievers[retriever_label(c->config.method)].push_back(c);
     }
     Json panel = {{"title", e.tasks.at(list[0]->task).label},
                   {"subtitle", panel_context(e, list[0]->config, true, true)}};
@@ -613,7 +613,7 @@ Json variance_chart(const Experiment& e) {
          return c.method.name.find("lora") == std::string::npos ? "-" : fmt::format("{}", c.method.alpha);
        }},
       {"retriever",
-       [](const CellConfig& c) { return c.method.name.find("rag") == std::string::npos ? "-" : c.method.retriever; }},
+       [](const CellConfig& c) { return c.method.name.find("rag") == std::string::npos ? "-" : retriever_label(c.method); }},
       {"k",
        [](const CellConfig& c) {
          return c.method.name.find("rag") == std::string::npos ? "-" : Json(c.method.k).dump();

@@ -35,6 +35,12 @@ class Digests {
     if (model.empty())
       model = placed(plan_, cell.model_at, [&] { return model_sha256(resolve_model(config.model), machine_.hashes); });
     config.model_sha256 = model;
+    if (const std::string& path = config.method.embedder; !path.empty()) {
+      auto& embedder = models_[path];
+      if (embedder.empty())
+        embedder = placed(plan_, cell.model_at, [&] { return model_sha256(resolve_model(path), machine_.hashes); });
+      config.method.embedder_sha256 = embedder;
+    }
     const std::string spec = config.to_json()["task"].dump();
     auto& task = tasks_[spec];
     if (task.empty())

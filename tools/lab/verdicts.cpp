@@ -949,8 +949,12 @@ std::string method_label(const MethodSpec& m) {
   std::string out = method_title(m.name);
   if (m.name == "lora" || m.name == "rag+lora") out += fmt::format(" r {} α {:g}", m.rank, m.alpha);
   if (m.name == "prompt" || m.name == "prefix") out += fmt::format(" {} tokens", m.n_virtual);
-  if (m.name == "rag" || m.name == "rag+lora") out += fmt::format(" k {} {}", list(m.k), m.retriever);
+  if (m.name == "rag" || m.name == "rag+lora") out += fmt::format(" k {} {}", list(m.k), retriever_label(m));
   return out;
+}
+
+std::string retriever_label(const MethodSpec& method) {
+  return method.embedder.empty() ? method.retriever : method.retriever + " " + model_label(method.embedder);
 }
 
 std::string model_label(const std::string& model) {

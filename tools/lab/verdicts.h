@@ -48,6 +48,8 @@ std::string method_label(const MethodSpec& method);
 std::string method_title(const std::string& name);
 // "llama-2m" of "zoo:llama-2m" or a path.
 std::string model_label(const std::string& model);
+// "bm25", or "dense minilm" where the vectors come from another model than the base.
+std::string retriever_label(const MethodSpec& method);
 // "+1.2", "−0.3".
 std::string signed_number(double points);
 // "+1.2 points (−0.3 to +2.7)".
