@@ -17,6 +17,7 @@
 #include "tensor/file.h"
 #include "tensor/sha256.h"
 #include "tools/cli/cli.h"
+#include "tools/cli/parity_encoder.h"
 #include "train/optimizer.h"
 
 namespace thimble::cli {
@@ -64,6 +65,11 @@ class Parity {
     if (adapter_) tokens += adapter_->n_virtual();
     max_tokens_ = std::min(tokens, std::max<int64_t>(model_.config.max_positions, length_));
     follow_length(length_ + (adapter_ ? adapter_->n_virtual() : 0));
+    if (is_encoder_case(expected_)) {
+      run_encoder();
+      compare_dequantized();
+      return report();
+    }
     if (expected_.find("logits")) compare_logits("logits");
     if (expected_.find("loss") || wants_grads_) compare_loss_and_gradients();
     if (expected_.find("greedy_ids")) compare_greedy();
@@ -175,6 +181,18 @@ class Parity {
     check(key, "max_abs", worst, o_.atol_logits);
   }
 
+  void run_encoder() {
+    EncoderChecks to;
+    to.stored = [this](const std::string& key, int64_t elements) { return stored(key, elements); };
+    to.check = [this](const std::string& name, const char* metric, double value, double limit) { check(name, metric, value, limit); };
+    to.remember = [this](const std::string& name, const void* data, size_t bytes) { remember(name, data, bytes); };
+    to.used = [this](const std::string& key) { used_.insert(key); };
+    to.gradients = [this] { compare_exported_gradients(); };
+    to.atol_hidden = o_.atol_logits;
+    to.atol_loss = o_.atol_loss;
+    compare_encoder(*transformer_, *ctx_, o_.dir, expected_, ids_, n_seqs_, length_, wants_grads_, to);
+  }
+
   void compare_loss_and_gradients() {
     double count = 0;
     for (int32_t label : labels_) count += label >= 0;
@@ -189,6 +207,10 @@ class Parity {
     remember("loss", &loss, sizeof loss);
     if (expected_.find("loss")) check("loss", "abs", std::fabs(loss - double(stored("loss", 1)[0])), o_.atol_loss);
     if (!wants_grads_) return;
+    compare_exported_gradients();
+  }
+
+  void compare_exported_gradients() {
     const auto compare = [&](const ExportedTensor& t) {
       const std::string name = file_key("grad.", t.name, "");
       remember("grad." + t.name, t.data.data(), t.data.size() * sizeof(float));
@@ -532,7 +554,8 @@ void add_parity(CLI::App& app, Run* run) {
   CLI::App* command = app.add_subcommand("parity", "compare the engine with stored reference numbers");
   command->footer(
       "DIR is a model directory with expected.safetensors: input_ids, and any of logits, loss, grad.NAME, greedy_ids,\n"
-      "dequant.NAME; or a PEFT adapter directory with merged.NAME and merged_logits besides. Exit 7 when a tolerance is exceeded, 3 when a stored key is not compared.\n"
+      "dequant.NAME; for an encoder attention_mask, token_type_ids, last_hidden_state, mean_pooled, embeddings, pooler_output,\n"
+      "probe; or a PEFT adapter directory with merged.NAME and merged_logits besides. Exit 7 when a tolerance is exceeded, 3 when a stored key is not compared.\n"
       "Example: thimble parity ../shared/oracle/hf/llama_gqa_untied --isa avx2 --threads 1");
   auto o = std::make_shared<Options>();
   command->add_option("DIR", o->dir, "the case");
