@@ -226,6 +226,7 @@ int main_entry(int argc, char** argv) {
   add_parity(app, &run);
   add_data(app, &run);
   add_lab(app, &run);
+  add_embed(app, &run);
   add_rag(app, &run);
   add_profile(app, &run);
   add_bench(app, &run);

@@ -94,6 +94,7 @@ void add_prune(CLI::App& app, Run* run);
 void add_parity(CLI::App& app, Run* run);
 void add_data(CLI::App& app, Run* run);
 void add_lab(CLI::App& app, Run* run);
+void add_embed(CLI::App& app, Run* run);
 void add_rag(CLI::App& app, Run* run);
 void add_profile(CLI::App& app, Run* run);
 void add_bench(CLI::App& app, Run* run);
