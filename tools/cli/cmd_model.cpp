@@ -8,6 +8,8 @@
 #include "tensor/error.h"
 #include "tensor/file.h"
 #include "tools/cli/cli.h"
+#include "tools/cli/embed_diff.h"
+#include "tools/cli/model_facts.h"
 #include "tools/cli/model_output.h"
 #include "tools/cli/quality.h"
 #include "tools/cli/tokenizer_path.h"
@@ -101,6 +103,10 @@ Json config_json(const ModelConfig& c) {
   for (int64_t l = 0; l < c.n_layers; ++l)
     if (c.has_window(l)) layers.push_back(l);
   j["window_layers"] = layers;
+  j["bidirectional"] = c.bidirectional;
+  j["token_types"] = c.token_types;
+  j["pooler"] = c.pooler;
+  j["has_head"] = c.has_head;
   j["bos_id"] = c.bos_id;
   j["eos_ids"] = c.eos_ids;
   return j;
@@ -156,7 +162,10 @@ std::string info_text(const Json& j) {
   for (const char* key : {"parameters", "file_bytes", "stored_bytes"}) line(key, fmt::format("{}", j[key].get<int64_t>()));
   line("bits_per_weight", fmt::format("{:.3f}", j["bits_per_weight"].get<double>()));
   line("quantization", j["quantization"].is_null() ? "none" : j["quantization"].get<std::string>());
-  text += "\n";
+  Json beside = Json::object();
+  for (const char* key : {"kind", "container", "tokenizer", "chat_templates", "embedding"})
+    if (!j[key].is_null()) beside[key] = j[key];
+  text += facts_text(beside) + "\n";
   for (const auto& item : j["config"].items())
     if (!item.value().is_null()) line(item.key(), scalar_text(item.value()));
   if (!j.contains("tensors")) return text;
@@ -170,11 +179,34 @@ std::string info_text(const Json& j) {
   return text;
 }
 
+int print_facts(const InfoOptions& o, const Json& facts) {
+  if (o.common.json)
+    print_json(facts);
+  else
+    write_stdout(facts_text(facts));
+  return 0;
+}
+
+// Beside the flags: how the files are packed and what stands beside the weights.
+void add_facts(Json& j, const Model& model) {
+  const EmbedRecipe recipe = read_embed_recipe(model.path);
+  j["kind"] = model.config.bidirectional ? "encoder" : "decoder";
+  j["container"] = container_name(recipe.model_path);
+  j["tokenizer"] = tokenizer_json(model.path);
+  j["chat_templates"] = chat_templates(model.path);
+  // Any model can embed; the default is worth a line for encoders only.
+  j["embedding"] = model.config.bidirectional || recipe.source != "default" ? embedding_json(recipe, model.config.embed_dim) : Json(nullptr);
+}
+
 int run_info(const InfoOptions& o) {
+  if (is_adapter(o.path)) return print_facts(o, adapter_facts(o.path, o.tensors));
+  const EmbedRecipe recipe = read_embed_recipe(o.path);
+  if (recipe.is_static) return print_facts(o, static_facts(o.path, recipe, o.tensors));
   Session session(o.common);
   LoadOptions options;
   options.budget = &session.budget();
-  const Model model = load_model(o.path, session.kernels(), options);
+  Model model = load_model(recipe.model_path, session.kernels(), options);
+  model.path = o.path;
   Json j = {{"schema", "thimble.model/1"},
             {"path", model.path},
             {"family", model.config.family},
@@ -185,6 +217,7 @@ int run_info(const InfoOptions& o) {
             {"quantization", model.quantization.empty() ? Json(nullptr) : Json(model.quantization)},
             {"config", config_json(model.config)},
             {"warnings", model.warnings}};
+  add_facts(j, model);
   if (o.tensors) j["tensors"] = tensors_json(model);
   if (!o.common.quiet)
     for (const std::string& w : model.warnings) warn(w);
@@ -196,10 +229,14 @@ int run_info(const InfoOptions& o) {
 }
 
 void add_info(CLI::App& model, Run* run) {
-  CLI::App* command = model.add_subcommand("info", "flags, size and tensors of a checkpoint");
-  command->footer("Example: thimble model info DIR --tensors");
+  CLI::App* command = model.add_subcommand("info", "kind, container, size, tokenizer, flags and tensors of a checkpoint or adapter");
+  command->footer(
+      "Examples:\n"
+      "  thimble model info DIR --tensors\n"
+      "  thimble model info ADAPTER --json\n"
+      "Models of every container, sentence encoders and static embedders (their pooling too), and PEFT adapters without their base.");
   auto o = std::make_shared<InfoOptions>();
-  command->add_option("PATH", o->path, "model directory or llama2.c .bin file")->required();
+  command->add_option("PATH", o->path, "model or adapter directory, or a file that holds a model")->required();
   command->add_flag("--tensors", o->tensors, "list every weight: role, name in the file, shape, format, bytes");
   add_common_options(*command, o->common);
   command->callback([o, run] { *run = [o] { return run_info(*o); }; });
@@ -264,6 +301,19 @@ struct DiffOptions {
 };
 
 int run_diff(const DiffOptions& o) {
+  for (const std::string& path : {o.a, o.b})
+    if (is_adapter(path))
+      throw Error(ErrorCode::unsupported, path + ": is an adapter, not a model", "fold it into its base first: thimble model merge");
+  const bool vectors = makes_vectors(o.a);
+  if (vectors != makes_vectors(o.b))
+    throw Error(ErrorCode::input, fmt::format("{} makes vectors, {} predicts tokens: there is nothing to compare", vectors ? o.a : o.b, vectors ? o.b : o.a),
+                "give two models of one kind");
+  if (vectors) {
+    if (o.max_kl >= 0 || !o.before_as.empty() || !o.after_as.empty() || !o.after_precision.empty())
+      throw Error(ErrorCode::usage, "model diff: --max-kl, --before-as, --after-as and --after-precision are for models that predict tokens", "leave them out");
+    return run_embed_diff(o.common, o.a, o.b, o.text);
+  }
+  if (o.tokenizer.empty()) require_same_tokens(o.a, o.b);
   Session session(o.common);
   const auto ctx = session.make_context();
   LoadOptions options;
@@ -301,12 +351,14 @@ void add_diff(CLI::App& model, Run* run) {
   CLI::App* command = model.add_subcommand("diff", "how far one model's predictions are from another's");
   command->footer(
       "Example: thimble model diff DIR DIR4 --text wiki.txt --ctx 512 --max-kl 0.05\n"
-      "KL divergence of the next-token distributions, and the share of positions with the same first choice.\n"
+      "KL divergence of the next-token distributions, and the share of positions with the same first choice. Encoders and static\n"
+      "embedders: --text is a file with a text per line; the cosine of each text's two vectors, and the share of texts whose\n"
+      "nearest other text is the same.\n"
       "What int8 activations cost: thimble model diff DIR DIR --before-as q4 --after-as q4 --after-precision int8_act");
   auto o = std::make_shared<DiffOptions>();
   command->add_option("BEFORE", o->a, "the original: directory or llama2.c .bin file")->required();
   command->add_option("AFTER", o->b, "the model that is compared with it")->required();
-  command->add_option("--text", o->text, "text file; default self: sampled from BEFORE at temperature 1");
+  command->add_option("--text", o->text, "text file; default self: sampled from BEFORE at temperature 1 (models that predict tokens)");
   command->add_option("--tokens", o->tokens, "tokens of the text; default 16384; 0: all of a file")->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside BEFORE");
   command->add_option("--ctx", o->ctx, "tokens per window; default: the models' positions, at most 512")->check(CLI::Range(int64_t{2}, int64_t{1} << 24));
