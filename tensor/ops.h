@@ -93,6 +93,15 @@ Var lora_down(Context& ctx, Var x, int64_t begin, int64_t end, Weight* const* a,
 Var lora_up(Context& ctx, Var y, int64_t begin, int64_t end, Var h, int64_t col, Weight* b);
 // y[r, c] *= l[c]
 Var col_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* l);
+// DoRA is LoRA, then dora_scale by the norms of the rows of W + scale B A, then the bias: y = m / norm (W + scale B A) x + b.
+// The norms are constants of backward (PEFT detaches them). In f32 whatever the context's precision; W of any format.
+// squares [N] are the sums of squares of W's rows; norms [N].
+void dora_norms(Context& ctx, const Weight& w, const Weight& a, const Weight& b, float scale, const double* squares, float* norms);
+void row_squares(const KernelTable& kernels, int threads, const Weight& w, double* squares);
+// y[r, c] *= m[c] / norms[c]; norms outlive backward.
+Var dora_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* m, const float* norms);
+// y[r, c] += b[c]
+Var add_bias(Context& ctx, Var y, int64_t begin, int64_t end, Weight* b);
 // y[begin + i] = w[i] for the rows of w.
 Var replace_rows(Context& ctx, Var y, int64_t begin, Weight* w);
 

@@ -1,7 +1,9 @@
 // The ops of adapters. Each works on a contiguous range of rows, so that many people share one pass over a base; what a
 // person's rows give does not depend on who else is in the batch. y is changed in place: the producers of y (linear,
 // activation, embed) do not need their output in backward.
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "tensor/gemm.h"
 #include "tensor/ops_internal.h"
@@ -264,6 +266,145 @@ void col_scale_backward(Context& ctx, const Node& node) {
       ctx.kernels.mul({cols, scaled + r * cols, node.w->f32(), scaled + r * cols});
   });
   grad_share(ctx, node.in[0], scaled);
+}
+
+void row_squares(const KernelTable& kernels, int threads, const Weight& w, double* squares) {
+  constexpr int64_t kRows = 16;
+  const int64_t chunks = (w.rows + kRows - 1) / kRows;
+  const int workers = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, chunks)));
+  std::vector<float> rows(static_cast<size_t>(workers * kRows * w.cols));
+  parallel_for(workers, chunks, [&](int64_t chunk, int thread) {
+    const int64_t begin = chunk * kRows, count = std::min(kRows, w.rows - begin);
+    int32_t ids[kRows];
+    for (int64_t i = 0; i < count; ++i) ids[i] = static_cast<int32_t>(begin + i);
+    float* values = rows.data() + thread * kRows * w.cols;
+    gather_rows(kernels, w, ids, count, values);
+    for (int64_t i = 0; i < count; ++i) kernels.sum_squares({w.cols, values + i * w.cols, squares + begin + i});
+  });
+}
+
+// |w + s bA|² = |w|² + 2 s b (A w) + s² b (A Aᵀ) bᵀ for a row w of W and b of B: as much work as r rows of x, and W is read
+// as it is stored.
+void dora_norms(Context& ctx, const Weight& w, const Weight& a, const Weight& b, float scale, const double* squares, float* norms) {
+  THIMBLE_ZONE(lora);
+  const int64_t rank = a.rows, in = a.cols, out = w.rows;
+  THIMBLE_CHECK(w.cols == in && b.rows == out && b.cols == rank);
+  const ArenaScope scope(ctx.scratch);
+  float* aw = ctx.scratch.floats(rank * out, "adapter norms");
+  exact_forward(ctx, rank, a.f32(), w, aw);
+  auto* gram = static_cast<double*>(ctx.scratch.allocate(size_t(rank * rank) * sizeof(double), "adapter norms"));
+  parallel_for(ctx.threads, rank, [&](int64_t i, int) {
+    for (int64_t j = 0; j < rank; ++j) {
+      double sum = 0;
+      for (int64_t c = 0; c < in; ++c) sum += double(a.f32()[i * in + c]) * double(a.f32()[j * in + c]);
+      gram[i * rank + j] = sum;
+    }
+  });
+  for_rows(ctx, out, rank * rank, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t n = first; n < first + count; ++n) {
+      const float* row = b.f32() + n * rank;
+      double cross = 0, square = 0;
+      for (int64_t i = 0; i < rank; ++i) {
+        cross += double(row[i]) * double(aw[i * out + n]);
+        double sum = 0;
+        for (int64_t j = 0; j < rank; ++j) sum += gram[i * rank + j] * double(row[j]);
+        square += double(row[i]) * sum;
+      }
+      const double total = squares[n] + double(scale) * (2 * cross + double(scale) * square);
+      norms[n] = static_cast<float>(std::sqrt(std::max(total, 0.0)));
+    }
+  });
+}
+
+Var dora_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* m, const float* norms) {
+  THIMBLE_ZONE(lora);
+  const int64_t rows = end - begin, cols = y.t.cols();
+  THIMBLE_CHECK(m->cols == cols);
+  const bool recorded = ctx.tape && (y.id >= 0 || wants_grad(m));
+  float* data = y.t.f32() + begin * cols;
+  // Backward wants the factors, and m's gradient what they multiplied.
+  Arena& arena = recorded ? ctx.saved : ctx.scratch;
+  const ArenaScope scope(ctx.scratch);
+  float* factors = arena.floats(cols, "adapter activations");
+  float* before = wants_grad(m) && recorded ? ctx.saved.floats(rows * cols, "adapter activations") : nullptr;
+  for (int64_t c = 0; c < cols; ++c) factors[c] = m->f32()[c] / norms[c];
+  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = first; r < first + count; ++r) {
+      if (before) std::memcpy(before + r * cols, data + r * cols, size_t(cols) * sizeof(float));
+      ctx.kernels.mul({cols, data + r * cols, factors, data + r * cols});
+    }
+  });
+  Var z = y;
+  if (recorded) {
+    z.id = ctx.tape->add_value(y.t);
+    Node& node = ctx.tape->push(Op::dora_scale);
+    node.in[0] = y.id;
+    node.out = z.id;
+    node.w = m;
+    node.rows = y.t.rows();
+    node.dims[0] = begin;
+    node.dims[1] = end;
+    node.saved[0] = before;
+    node.saved[1] = factors;
+    node.saved[2] = norms;
+  }
+  return z;
+}
+
+void dora_scale_backward(Context& ctx, const Node& node) {
+  THIMBLE_ZONE(lora_bwd);
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  const int64_t begin = node.dims[0], rows = node.dims[1] - begin, cols = node.w->cols;
+  const ArenaScope scope(ctx.scratch);
+  if (wants_grad(node.w)) {
+    float* products = ctx.scratch.floats(rows * cols, "adapter gradients");
+    const float* norms = node.saved[2];
+    for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+      for (int64_t r = first; r < first + count; ++r) {
+        float* product = products + r * cols;
+        ctx.kernels.mul({cols, dy + (begin + r) * cols, node.saved[0] + r * cols, product});
+        for (int64_t c = 0; c < cols; ++c) product[c] /= norms[c];
+      }
+    });
+    bias_grad(ctx, rows, products, node.w);
+  }
+  if (node.in[0] < 0) return;
+  float* scaled = ctx.grads.floats(node.rows * cols, "activation gradients");
+  std::memcpy(scaled, dy, size_t(node.rows * cols) * sizeof(float));
+  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = begin + first; r < begin + first + count; ++r)
+      ctx.kernels.mul({cols, scaled + r * cols, node.saved[1], scaled + r * cols});
+  });
+  grad_share(ctx, node.in[0], scaled);
+}
+
+Var add_bias(Context& ctx, Var y, int64_t begin, int64_t end, Weight* b) {
+  THIMBLE_ZONE(linear);
+  const int64_t cols = y.t.cols();
+  THIMBLE_CHECK(b->cols == cols);
+  float* data = y.t.f32() + begin * cols;
+  for_rows(ctx, end - begin, cols, [&](int64_t first, int64_t count, int64_t) {
+    ctx.kernels.bias_add({count, cols, data + first * cols, cols, b->f32()});
+  });
+  Var z = y;
+  if (ctx.tape && wants_grad(b)) {
+    z.id = ctx.tape->add_value(y.t);
+    Node& node = ctx.tape->push(Op::add_bias);
+    node.in[0] = y.id;
+    node.out = z.id;
+    node.w = b;
+    node.dims[0] = begin;
+    node.dims[1] = end;
+  }
+  return z;
+}
+
+void add_bias_backward(Context& ctx, const Node& node) {
+  const float* dy = grad_of(ctx, node.out);
+  if (!dy) return;
+  bias_grad(ctx, node.dims[1] - node.dims[0], dy + node.dims[0] * node.w->cols, node.w);
+  grad_share(ctx, node.in[0], dy);
 }
 
 Var replace_rows(Context& ctx, Var y, int64_t begin, Weight* w) {

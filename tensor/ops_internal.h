@@ -82,6 +82,8 @@ void replay_col_scale(Context& ctx, const Node& node);
 // y[m, w.rows] (+)= x[m, w.cols] Wᵀ in the context's precision, and dx[m, w.cols] (+)= dy[m, w.rows] W.
 void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate);
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate);
+// y = x Wᵀ in f32, whatever the context's precision.
+void exact_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y);
 // w.grad (+)= dyᵀ x
 void weight_dw(Context& ctx, int64_t m, const float* dy, const float* x, Weight* w);
 // The same products for adapters, whose weights are thin: up to rank 32 in f32 whatever the context's precision, and with

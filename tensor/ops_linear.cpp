@@ -83,6 +83,12 @@ void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, fl
   forward_product(ctx, int8_act ? Arithmetic::int8 : arithmetic_of(ctx), m, x, w.cols, w, y, w.rows, accumulate);
 }
 
+void exact_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y) {
+  const ArenaScope scope(ctx.scratch);
+  if (w.perm) x = gather_columns(ctx, m, x, w);
+  forward_product(ctx, Arithmetic::f32, m, x, w.cols, w, y, w.rows, false);
+}
+
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate) {
   if (!w.perm) return dx_product(ctx, arithmetic_of(ctx), m, dy, w.rows, w, dx, w.cols, accumulate);
   const ArenaScope scope(ctx.scratch);

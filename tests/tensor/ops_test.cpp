@@ -215,6 +215,28 @@ std::vector<float> away_from(float limit, uint64_t seed, int64_t n) {
   return x;
 }
 
+// DoRA over a frozen linear on rows 1..4. The norms are those of the leaves as they stand, never of the moved ones: that is
+// what backward sees.
+Case dora_case(const char* name, bool input, bool magnitude, bool bias) {
+  std::vector<Leaf> leaves = {value(6, 9, 2, input), weight(12, 9, 1, false), weight(3, 9, 3), weight(12, 3, 4), weight(1, 12, 5, magnitude)};
+  auto norms = std::make_shared<std::vector<float>>();
+  for (size_t n = 0; n < 12; ++n) {
+    double sum = 0;
+    for (size_t c = 0; c < 9; ++c) {
+      double v = double(leaves[1].data[n * 9 + c]);
+      for (size_t k = 0; k < 3; ++k) v += 0.7 * double(leaves[3].data[n * 3 + k]) * double(leaves[2].data[k * 9 + c]);
+      sum += v * v;
+    }
+    norms->push_back(static_cast<float>(std::sqrt(sum)));
+  }
+  if (bias) leaves.push_back(weight(1, 12, 6));
+  return {name, leaves, [norms, bias](Graph& g) {
+            const Var y = adapted(g.ctx, linear(g.ctx, g.x(0), g.w(1), nullptr), g.x(0), 1, 4, g.w(2), g.w(3), 0.7f, {});
+            const Var z = dora_scale(g.ctx, y, 1, 4, g.w(4), norms->data());
+            return bias ? add_bias(g.ctx, add_bias(g.ctx, z, 0, 1, g.w(5)), 1, 6, g.w(5)) : z;
+          }};
+}
+
 std::vector<Case> cases_of(Op op) {
   static const int32_t ids[] = {3, 0, 3, 6, 3};
   switch (op) {
@@ -396,6 +418,15 @@ std::vector<Case> cases_of(Op op) {
                [](Graph& g) { return col_scale(g.ctx, own(g, g.x(0)), 1, 4, g.w(1)); }},
               {"col_scale, frozen input", {value(5, 12, 1, false), weight(1, 12, 2)},
                [](Graph& g) { return col_scale(g.ctx, own(g, g.x(0)), 1, 4, g.w(1)); }}};
+    case Op::dora_scale:
+      return {dora_case("dora", true, true, false), dora_case("dora, frozen input", false, true, false),
+              dora_case("dora, frozen magnitude", true, false, false), dora_case("dora and a bias", true, true, true)};
+    case Op::add_bias:
+      return {dora_case("dora and a bias", true, true, true),
+              {"add_bias on rows 1..4", {value(5, 12, 1), weight(1, 12, 2)},
+               [](Graph& g) { return add_bias(g.ctx, own(g, g.x(0)), 1, 4, g.w(1)); }},
+              {"add_bias, frozen input", {value(5, 12, 1, false), weight(1, 12, 2)},
+               [](Graph& g) { return add_bias(g.ctx, own(g, g.x(0)), 1, 4, g.w(1)); }}};
     case Op::replace_rows:
       return {{"replace_rows", {value(5, 12, 1), weight(2, 12, 2)},
                [](Graph& g) { return replace_rows(g.ctx, own(g, g.x(0)), 2, g.w(1)); }},
@@ -446,6 +477,67 @@ INSTANTIATE_TEST_SUITE_P(Rows, OpGradient, ::testing::Range(0, kOpCount),
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+// The norms of the rows of W + scale B A, over every format of W, against plain sums in double precision.
+TEST(Dora, NormsOfEveryFormat) {
+  const KernelTable best = build_kernel_table(best_tier());
+  constexpr int64_t kOut = 37, kIn = 64, kRank = 5;
+  const std::vector<float> values = uniform(1, kOut * kIn), a = uniform(2, kRank * kIn), b = uniform(3, kOut * kRank);
+  std::vector<uint16_t> half(values.size()), brain(values.size());
+  best.f32_to_f16({kOut * kIn, values.data(), half.data()});
+  best.f32_to_bf16({kOut * kIn, values.data(), brain.data()});
+  std::vector<uint8_t> codes(values.size()), zeros(kOut * 2);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<uint8_t>(i * 7 % 13);
+  for (size_t i = 0; i < zeros.size(); ++i) zeros[i] = static_cast<uint8_t>(i % 9);
+  std::vector<float> scales(zeros.size(), 0.05f);
+  std::vector<TileStorage> tiles;
+  for (WeightFormat f : {WeightFormat::q8, WeightFormat::q4})
+    tiles.push_back(pack_tiles(best, f, kOut, kIn, 32, codes.data(), zeros.data(), nullptr, scales.data(), nullptr));
+  std::vector<int32_t> perm;
+  for (int32_t c = 0; c < kIn; ++c) perm.push_back((c * 5 + 3) % kIn);
+  std::vector<Weight> weights(3);
+  const void* const data[] = {values.data(), half.data(), brain.data()};
+  for (size_t i = 0; i < 3; ++i) {
+    weights[i].format = i == 0 ? WeightFormat::f32 : i == 1 ? WeightFormat::f16 : WeightFormat::bf16;
+    weights[i].rows = kOut;
+    weights[i].cols = kIn;
+    weights[i].data = data[i];
+  }
+  for (const TileStorage& t : tiles) weights.push_back(t.weight);
+  weights.push_back(tiles[1].weight);
+  weights.back().perm = perm.data();
+  Weight wa, wb;
+  wa.rows = kRank;
+  wa.cols = kIn;
+  wa.data = a.data();
+  wb.rows = kOut;
+  wb.cols = kRank;
+  wb.data = b.data();
+  for (const Weight& w : weights) {
+    std::vector<float> dense(static_cast<size_t>(kOut * kIn)), first;
+    dequantize(best, w, dense.data());
+    for (int threads : {1, 3})
+      for (Precision precision : {Precision::f32, Precision::bf16, Precision::int8_act}) {
+        Context ctx(best, threads, nullptr);
+        ctx.precision = precision;
+        std::vector<double> squares(kOut);
+        row_squares(best, threads, w, squares.data());
+        std::vector<float> norms(kOut);
+        dora_norms(ctx, w, wa, wb, 0.7f, squares.data(), norms.data());
+        for (int64_t n = 0; n < kOut; ++n) {
+          double sum = 0;
+          for (int64_t c = 0; c < kIn; ++c) {
+            double v = double(dense[size_t(n * kIn + c)]);
+            for (int64_t k = 0; k < kRank; ++k) v += double(0.7f) * double(b[size_t(n * kRank + k)]) * double(a[size_t(k * kIn + c)]);
+            sum += v * v;
+          }
+          EXPECT_NEAR(norms[size_t(n)], std::sqrt(sum), 2e-6 * std::sqrt(sum)) << format_name(w.format) << " row " << n;
+        }
+        if (first.empty()) first = norms;
+        EXPECT_TRUE(same_bits(norms, first)) << format_name(w.format) << ", " << threads << " threads";
+      }
+  }
 }
 
 TEST(Checkpoint, ReplayGivesTheSameBits) {
