@@ -5,107 +5,53 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <regex>
-#include <set>
+#include <map>
 
 #include "kernels/kernel_table.h"
-#include "models/io/json.h"
+#include "models/adapter_names.h"
 #include "models/io/safetensors.h"
+#include "models/io/tensor_source.h"
+#include "models/packed.h"
+#include "tensor/context.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
+#include "tensor/ops.h"
 #include "tensor/rng.h"
+#include "tensor/tape.h"
 
 namespace thimble {
 namespace {
 
-constexpr int64_t kMaxRank = 1 << 16;
+constexpr const char* kRoot = "base_model.model.";
 
-// The module path of a linear's rule: its name without ".weight"; "" when the rule is no linear of a layer.
-std::string module_of(const TensorRule& rule, int64_t layer) {
-  const Role role = rule.roles[0];
-  const bool linear = role == Role::q_w || role == Role::k_w || role == Role::v_w || role == Role::o_w || role == Role::gate_w ||
-                      role == Role::up_w || role == Role::down_w;
-  if (!linear) return {};
-  const std::string name = rule_name(rule, layer);
-  return name.substr(0, name.size() - std::strlen(".weight"));
-}
-
-std::string last_part(const std::string& module) { return module.substr(module.rfind('.') + 1); }
-
-// PEFT: a list matches by suffix at a dot, a string is a regular expression over the whole path.
-bool suffix_match(const std::string& module, const std::vector<std::string>& names) {
-  for (const std::string& n : names)
-    if (module == n || (module.size() > n.size() && module.compare(module.size() - n.size(), n.size(), n) == 0 &&
-                        module[module.size() - n.size() - 1] == '.'))
-      return true;
-  return false;
-}
+float* values_of(Weight& w) { return static_cast<float*>(const_cast<void*>(w.data)); }
 
 // The shortest suffix of the module's path that names no linear of layer 0 with another role (GPT-2 has two c_proj).
 std::string own_suffix(const Model& model, const TensorRule& rule) {
-  const std::string module = module_of(rule, 0);
+  const std::string module = module_path(rule, 0);
   for (size_t dot = module.rfind('.'); dot != std::string::npos && dot > 0; dot = module.rfind('.', dot - 1)) {
-    const std::string suffix = module.substr(dot + 1);
+    const ModuleNames suffix({module.substr(dot + 1)});
     bool shared = false;
     for (const TensorRule& other : model.family->tensors)
-      shared = shared || (other.roles[0] != rule.roles[0] && suffix_match(module_of(other, 0), {suffix}));
-    if (!shared) return suffix;
+      shared = shared || (is_linear(other.roles[0]) && other.roles[0] != rule.roles[0] && suffix.matches(module_path(other, 0)));
+    if (!shared) return module.substr(dot + 1);
   }
   return module;
 }
 
-std::regex compile(const std::string& pattern, const std::string& where) {
-  if (pattern.size() > 1000) throw Error(ErrorCode::input, where + ": the pattern is longer than 1000 characters", "");
-  try {
-    return std::regex(pattern);
-  } catch (const std::regex_error& e) {
-    throw Error(ErrorCode::input, fmt::format("{}: \"{}\" is not a regular expression: {}", where, pattern, e.what()), "");
+// PEFT's defaults for a family, as the roles that a module must hold.
+std::vector<Role> default_roles(const std::string& family, bool ia3) {
+  if (!ia3) {
+    if (family == "phi") return {Role::q_w, Role::v_w, Role::up_w, Role::down_w};
+    return {Role::q_w, Role::v_w};
   }
-}
-
-std::vector<std::string> default_targets(const Model& m, AdapterKind kind) {
-  const bool ia3 = kind == AdapterKind::ia3;
-  const std::string f = m.config.family;
-  if (f == "gpt_neox") return ia3 ? std::vector<std::string>{"query_key_value", "dense_4h_to_h"} : std::vector<std::string>{"query_key_value"};
-  if (f == "gpt2") return ia3 ? std::vector<std::string>{"c_attn", "mlp.c_proj"} : std::vector<std::string>{"c_attn"};
-  if (f == "opt") return ia3 ? std::vector<std::string>{"q_proj", "k_proj", "fc2"} : std::vector<std::string>{"q_proj", "v_proj"};
-  if (f == "qwen2" && ia3) return {"q_proj", "v_proj", "down_proj"};
-  return ia3 ? std::vector<std::string>{"k_proj", "v_proj", "down_proj"} : std::vector<std::string>{"q_proj", "v_proj"};
-}
-
-// {name: value} of rank_pattern and alpha_pattern; a pattern matches a module by regular expression at its end.
-double pattern_value(const nlohmann::json* patterns, const std::string& module, double fallback, const std::string& where) {
-  if (!patterns || !patterns->is_object()) return fallback;
-  for (const auto& [pattern, value] : patterns->items()) {
-    if (!value.is_number()) throw Error(ErrorCode::input, fmt::format("{}.{}: expected a number", where, pattern), "");
-    if (std::regex_match(module, compile("(.*\\.)?" + pattern, where))) return value.get<double>();
-  }
-  return fallback;
-}
-
-std::vector<std::string> string_list(const JsonObject& o, const char* key) {
-  std::vector<std::string> names;
-  if (const nlohmann::json* list = o.find(key)) {
-    if (!list->is_array()) o.fail(key, "a list of module names");
-    for (const nlohmann::json& n : *list) {
-      if (!n.is_string()) o.fail(key, "a list of module names");
-      names.push_back(n.get<std::string>());
-    }
-  }
-  return names;
+  if (family == "opt") return {Role::q_w, Role::k_w, Role::down_w};
+  for (const char* f : {"qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi", "gptj"})
+    if (family == f) return {Role::q_w, Role::v_w, Role::down_w};
+  return {Role::k_w, Role::v_w, Role::down_w};
 }
 
 }  // namespace
-
-const char* adapter_kind_name(AdapterKind kind) {
-  switch (kind) {
-    case AdapterKind::ia3: return "ia3";
-    case AdapterKind::prompt: return "prompt";
-    case AdapterKind::prefix: return "prefix";
-    case AdapterKind::lora: break;
-  }
-  return "lora";
-}
 
 Weight* Adapter::make(int64_t rows, int64_t cols) {
   Weight w;
@@ -116,31 +62,61 @@ Weight* Adapter::make(int64_t rows, int64_t cols) {
   return &weights_.back();
 }
 
-void Adapter::add_lora(const Model& model, const TensorRule& rule, int64_t layer, int64_t rank, double alpha, bool rslora) {
-  const std::string key = "base_model.model." + module_of(rule, layer);
-  const int64_t in = role_shape(config_, rule.roles[0]).cols;
-  const auto scale = static_cast<float>(alpha / (rslora ? std::sqrt(double(rank)) : double(rank)));
-  Entry a{key + ".lora_A.weight", {rank, in}, &rule, layer, false, {make(rank, in)}};
-  Entry b{key + ".lora_B.weight", {0, rank}, &rule, layer, true, {}};
+// ---- what the adapter consists of ----
+
+void Adapter::add_lora(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const std::string& module) {
+  const std::string key = kRoot + module;
+  const auto [rank, alpha] = config_.scaling(module);
+  const int64_t in = role_shape(model_, rule.roles[0]).cols;
+  const auto scale = static_cast<float>(alpha / (config_.rslora ? std::sqrt(double(rank)) : double(rank)));
+  Entry a{key + ".lora_A.weight", {rank, in}, Part::lora_a, &rule, layer};
+  a.parts = {make(rank, in)};
+  Entry b{key + ".lora_B.weight", {0, rank}, Part::lora_b, &rule, layer, true};
+  Entry m{key + ".lora_magnitude_vector", {0}, Part::magnitude, &rule, layer, true, true};
   for (Role role : rule.roles) {
-    AdapterModule& m = modules_[size_t(layer)][size_t(role)];
-    m.lora_a = a.parts[0];
-    m.lora_b = make(role_shape(config_, role).rows, rank);
-    m.scale = scale;
-    b.parts.push_back(m.lora_b);
-    b.shape[0] += m.lora_b->rows;
+    AdapterModule& part = modules_[size_t(layer)][size_t(role)];
+    const int64_t rows = role_shape(model_, role).rows;
+    part.lora_a = a.parts[0];
+    part.lora_b = make(rows, rank);
+    part.scale = scale;
+    b.parts.push_back(part.lora_b);
+    b.shape[0] += rows;
+    if (!config_.dora) continue;
+    part.magnitude = make(1, rows);
+    m.parts.push_back(part.magnitude);
+    m.shape[0] += rows;
+    part.dora = &dora_.emplace_back();
+    part.dora->squares.resize(size_t(rows));
+    row_squares(kernels, 1, model.weights.at(role, layer), part.dora->squares.data());
   }
   fan_in_fan_out_ = fan_in_fan_out_ || layout_is_transposed(rule.layout);
   entries_.push_back(std::move(a));
   entries_.push_back(std::move(b));
+  if (config_.dora) entries_.push_back(std::move(m));
 }
 
-void Adapter::add_ia3(const Model& model, const TensorRule& rule, int64_t layer, bool input) {
-  Entry e{"base_model.model." + module_of(rule, layer) + ".ia3_l", {}, &rule, layer, !input, {}};
+// The file has A as [rank, vocab]; rows by token are what the embedding op reads.
+void Adapter::add_embedding(const TensorRule& rule, const std::string& module) {
+  const std::string key = kRoot + module;
+  const auto [rank, alpha] = config_.scaling(module);
+  embedding_.scale = static_cast<float>(alpha / (config_.rslora ? std::sqrt(double(rank)) : double(rank)));
+  embedding_.lora_a = make(model_.vocab_size, rank);
+  embedding_.lora_b = make(model_.embed_dim, rank);
+  Entry a{key + ".lora_embedding_A", {rank, model_.vocab_size}, Part::lora_a, &rule, 0};
+  a.transposed = true;
+  a.parts = {embedding_.lora_a};
+  Entry b{key + ".lora_embedding_B", {model_.embed_dim, rank}, Part::lora_b, &rule, 0};
+  b.parts = {embedding_.lora_b};
+  entries_.push_back(std::move(a));
+  entries_.push_back(std::move(b));
+}
+
+void Adapter::add_ia3(const TensorRule& rule, int64_t layer, const std::string& module, bool input) {
+  Entry e{kRoot + module + ".ia3_l", {}, Part::ia3, &rule, layer, !input, !input};
   int64_t rows = 0;
   for (Role role : rule.roles) {
     AdapterModule& m = modules_[size_t(layer)][size_t(role)];
-    const RoleShape s = role_shape(config_, role);
+    const RoleShape s = role_shape(model_, role);
     m.ia3_input = input;
     m.ia3 = input && !e.parts.empty() ? e.parts[0] : make(1, input ? s.cols : s.rows);
     if (!input || e.parts.empty()) e.parts.push_back(m.ia3);
@@ -151,236 +127,338 @@ void Adapter::add_ia3(const Model& model, const TensorRule& rule, int64_t layer,
   entries_.push_back(std::move(e));
 }
 
-void Adapter::add_prompt(const Model& model, int64_t rows) {
-  n_virtual_ = rows;
-  const int64_t cols = kind_ == AdapterKind::prompt ? config_.embed_dim : 2 * config_.n_layers * config_.kv_cols();
-  prompt_ = make(rows, cols);
-  entries_.push_back({"prompt_embeddings", {rows, cols}, nullptr, 0, false, {prompt_}});
+void Adapter::add_prompt() {
+  const int64_t cols = kind() == AdapterKind::prompt ? model_.embed_dim : 2 * model_.n_layers * model_.kv_cols();
+  prompt_ = make(config_.n_virtual, cols);
+  Entry e{"prompt_embeddings", {config_.n_virtual, cols}, Part::prompt};
+  e.parts = {prompt_};
+  entries_.push_back(std::move(e));
 }
 
-Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& o, MemoryBudget* budget)
-    : kind_(o.kind), alpha_(o.alpha), dropout_(o.dropout), rank_(o.rank), rslora_(o.rslora), config_(model.config),
-      modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
-  const auto usage = [](bool ok, const char* message) {
-    if (!ok) throw Error(ErrorCode::usage, message, "");
-  };
-  usage(o.dropout >= 0 && o.dropout < 1, "--dropout: expected a number from 0 to below 1");
-  if (kind_ == AdapterKind::prompt || kind_ == AdapterKind::prefix) {
-    usage(o.n_virtual > 0 && o.n_virtual <= 4096, "--virtual-tokens: expected an integer from 1 to 4096");
-    add_prompt(model, o.n_virtual);
-  } else {
-    usage(kind_ != AdapterKind::lora || (o.rank > 0 && o.rank <= kMaxRank), "--rank: expected an integer from 1 to 65536");
-    const std::vector<std::string> defaults = default_targets(model, kind_);
-    const bool all = o.targets == "all-linear";
-    std::string modules;
-    std::set<std::string> names;
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer)
-      for (const TensorRule& rule : model.family->tensors) {
-        const std::string module = module_of(rule, layer);
-        if (module.empty() || role_shape(config_, rule.roles[0]).rows == 0) continue;
-        if (layer == 0) modules += (modules.empty() ? "" : ", ") + module;
-        const bool hit = o.targets.empty() ? suffix_match(module, defaults)
-                         : all             ? true
-                                           : std::regex_search(module, compile(o.targets, "--targets"));
-        if (!hit) continue;
-        names.insert(last_part(module));
-        const bool input = rule.roles[0] == Role::down_w;
-        if (kind_ == AdapterKind::lora)
-          add_lora(model, rule, layer, rank_, alpha_, rslora_);
-        else
-          add_ia3(model, rule, layer, input);
-        if (kind_ == AdapterKind::ia3 && input && layer == 0) feedforward_names_.push_back(own_suffix(model, rule));
-      }
-    if (entries_.empty())
-      throw Error(ErrorCode::usage, fmt::format("--targets: \"{}\" matches no linear layer of this model", o.targets),
-                  "modules of layer 0: " + modules);
-    // PEFT's list matches by suffix, so a choice that suffixes cannot express is written as the full paths.
-    for (const std::string& n : names) target_names_.push_back(n);
-    size_t expressed = 0;
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer)
-      for (const TensorRule& rule : model.family->tensors) {
-        const std::string module = module_of(rule, layer);
-        if (!module.empty() && role_shape(config_, rule.roles[0]).rows > 0 && suffix_match(module, target_names_)) ++expressed;
-      }
-    const size_t modules_used = kind_ == AdapterKind::lora ? entries_.size() / 2 : entries_.size();
-    if (expressed != modules_used) {
-      target_names_.clear();
-      feedforward_names_.clear();
-      for (const Entry& e : entries_) {
-        const std::string module = module_of(*e.rule, e.layer);
-        if (target_names_.empty() || target_names_.back() != module) target_names_.push_back(module);
-        if (kind_ == AdapterKind::ia3 && !e.per_row) feedforward_names_.push_back(module);
-      }
+void Adapter::add_whole(const TensorRule& rule, int64_t layer, const std::string& key, bool optional, bool frozen) {
+  if (!own_) {
+    own_ = std::make_unique<ModelWeights>();
+    own_->layers.resize(size_t(model_.n_layers));
+  }
+  Entry e{key, {}, Part::whole, &rule, layer, true};
+  e.optional = optional;
+  e.frozen = frozen;
+  e.transposed = layout_is_transposed(rule.layout);
+  int64_t rows = 0, cols = 0;
+  for (Role role : rule.roles) {
+    RoleShape s = role_shape(model_, role);
+    if (role == Role::lm_head) s = {model_.vocab_size, model_.embed_dim, false};  // also of a tied model
+    Weight& w = own_->at(role, layer);
+    w.rows = s.rows;
+    w.cols = s.cols;
+    w.data = store_.allocate(size_t(s.rows * s.cols) * sizeof(float));
+    replaced_.insert({role, role_is_layer(role) ? layer : 0});
+    e.vector = s.vector;
+    e.parts.push_back(&w);
+    rows += s.vector ? s.cols : s.rows;
+    cols = s.cols;
+  }
+  e.shape = e.vector ? std::vector<int64_t>{rows} : e.transposed ? std::vector<int64_t>{cols, rows} : std::vector<int64_t>{rows, cols};
+  entries_.push_back(std::move(e));
+}
+
+// PEFT trains every bias of the base (all), or those of the modules that it adapts (lora_only).
+void Adapter::add_biases(const Model& model) {
+  for (const TensorRule& rule : model.family->tensors) {
+    const int64_t copies = role_is_layer(rule.roles[0]) ? model_.n_layers : 1;
+    for (int64_t layer = 0; layer < copies; ++layer) {
+      const std::string name = rule_name(rule, layer);
+      const std::string end = ".bias";
+      if (name.size() <= end.size() || name.compare(name.size() - end.size(), end.size(), end) != 0) continue;
+      if (role_shape(model_, rule.roles[0]).rows == 0 || replaced_.count({rule.roles[0], layer})) continue;
+      const std::string module = name.substr(0, name.size() - end.size());
+      const bool targeted = config_.selects(module) && std::any_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
+                              return e.part == Part::lora_a && e.key == kRoot + module + ".lora_A.weight";
+                            });
+      if (!targeted && config_.bias == AdapterBias::lora_only) continue;
+      // Older versions do not store the biases of lora_only.
+      add_whole(rule, layer, kRoot + module + (targeted ? ".base_layer.bias" : ".bias"), config_.bias == AdapterBias::lora_only, false);
     }
   }
-  initialise(model, kernels, o);
 }
 
-void Adapter::initialise(const Model& model, const KernelTable& kernels, const AdapterOptions& o) {
-  Philox rng(o.seed, 0x61646170746572);
-  for (const Entry& e : entries_)
-    for (Weight* w : e.parts) {
-      float* data = static_cast<float*>(const_cast<void*>(w->data));
-      if (kind_ == AdapterKind::ia3) {
-        std::fill_n(data, w->numel(), 1.0f);
-      } else if (kind_ == AdapterKind::lora && !e.per_row) {
-        const double bound = 1.0 / std::sqrt(double(w->cols));
-        for (int64_t i = 0; i < w->numel(); ++i) data[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
-      } else if (kind_ == AdapterKind::prefix) {
-        for (int64_t i = 0; i < w->numel(); ++i) data[i] = static_cast<float>(0.02 * rng.normal());
-      } else if (kind_ == AdapterKind::prompt) {
-        std::vector<int32_t> tokens;
-        for (int64_t r = 0; r < w->rows; ++r) tokens.push_back(static_cast<int32_t>(rng.below(uint64_t(config_.vocab_size))));
-        gather_rows(kernels, model.weights.token_embed, tokens.data(), w->rows, data);
-      }
-    }
-}
-
-Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::string& dir, MemoryBudget* budget)
-    : config_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
-  const std::string path = join_path(dir, "adapter_config.json");
-  if (!file_exists(path)) throw Error(ErrorCode::input, dir + ": has no adapter_config.json", "give a PEFT adapter directory");
-  const nlohmann::json json = parse_json_file(path, size_t{16} << 20);
-  const JsonObject o(json, path);
-  const std::string type = o.require_string("peft_type");
-  const auto unsupported = [&](const std::string& what) {
-    throw Error(ErrorCode::unsupported, fmt::format("{}: {} is not supported", path, what),
-                "supported: LORA (with rsLoRA, rank_pattern, alpha_pattern), IA3, PROMPT_TUNING, PREFIX_TUNING");
+void Adapter::build_module(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const std::string& module) {
+  const Role role = rule.roles[0];
+  const auto refuse = [&](const std::string& what) {
+    throw Error(ErrorCode::unsupported, fmt::format("{}: field \"target_modules\": {} is not supported", path_, what),
+                "leave it out of target_modules, or merge the adapter with PEFT and load the merged model");
   };
-  // Of the modules that PEFT can replace as a whole, the output matrix.
-  std::string head_module;
-  for (const std::string& name : string_list(o, "modules_to_save")) {
-    for (const TensorRule& rule : model.family->tensors)
-      if (rule.roles[0] == Role::lm_head && rule_name(rule, 0) == name + ".weight") head_module = name;
-    if (head_module != name) unsupported("field \"modules_to_save\": module " + quote_for_message(name));
+  if (is_linear(role)) {
+    if (kind() == AdapterKind::lora) return add_lora(model, kernels, rule, layer, module);
+    return add_ia3(rule, layer, module, config_.feedforward.matches_end(module));
   }
-  if (type == "PROMPT_TUNING" || type == "PREFIX_TUNING") {
-    kind_ = type == "PROMPT_TUNING" ? AdapterKind::prompt : AdapterKind::prefix;
-    if (o.get_bool("prefix_projection", false) && file_exists(join_path(dir, "prefix_projection.bin"))) unsupported("field \"prefix_projection\"");
-    add_prompt(model, o.require_int("num_virtual_tokens", 1, 1 << 16));
-  } else if (type == "LORA" || type == "IA3") {
-    kind_ = type == "LORA" ? AdapterKind::lora : AdapterKind::ia3;
-    if (o.get_bool("use_dora", false)) unsupported("field \"use_dora\"");
-    if (o.get_string("bias", "none") != "none") unsupported("field \"bias\" other than none");
-    if (kind_ == AdapterKind::lora) {
-      rank_ = o.get_int("r", 8, 1, kMaxRank);
-      alpha_ = o.get_double("lora_alpha", 8, -1e9, 1e9);
-      dropout_ = o.get_double("lora_dropout", 0, 0, 0.999999);
-      rslora_ = o.get_bool("use_rslora", false);
+  if (config_.all_linear && (role == Role::token_embed || role == Role::lm_head || role == Role::pos_embed)) return;
+  if (role != Role::token_embed) refuse(fmt::format("an adapter of module {}", quote_for_message(module)));
+  if (kind() != AdapterKind::lora || config_.dora) refuse(fmt::format("{} of the embedding {}", config_.dora ? "DoRA" : "IA3", quote_for_message(module)));
+  add_embedding(rule, module);
+}
+
+void Adapter::build(const Model& model, const KernelTable& kernels) {
+  if (kind() == AdapterKind::prompt || kind() == AdapterKind::prefix) return add_prompt();
+  std::string linears;
+  for (int64_t layer = 0; layer < model_.n_layers; ++layer)
+    for (const TensorRule& rule : model.family->tensors) {
+      if (!role_is_layer(rule.roles[0]) && layer > 0) continue;
+      const RoleShape s = role_shape(model_, rule.roles[0]);
+      const std::string module = module_path(rule, layer);
+      if (module.empty() || s.rows == 0 || s.vector) continue;
+      if (layer == 0 && is_linear(rule.roles[0])) linears += (linears.empty() ? "" : ", ") + module;
+      if (config_.selects(module)) build_module(model, kernels, rule, layer, module);
     }
-    const nlohmann::json* targets = o.find("target_modules");
-    if (!targets) o.fail("target_modules", "a list of module names, a regular expression, or all-linear");
-    std::string pattern;
-    if (targets->is_string()) pattern = targets->get<std::string>();
-    else target_names_ = string_list(o, "target_modules");
-    feedforward_names_ = string_list(o, "feedforward_modules");
-    std::set<int64_t> layers;
-    if (const nlohmann::json* list = o.find("layers_to_transform")) {
-      for (const nlohmann::json& l : list->is_array() ? *list : nlohmann::json::array({*list})) {
-        if (!l.is_number_integer()) o.fail("layers_to_transform", "a layer or a list of layers");
-        layers.insert(l.get<int64_t>());
-      }
-    }
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-      if (!layers.empty() && layers.count(layer) == 0) continue;
-      for (const TensorRule& rule : model.family->tensors) {
-        const std::string module = module_of(rule, layer);
-        if (module.empty() || role_shape(config_, rule.roles[0]).rows == 0) continue;
-        const bool hit = pattern == "all-linear" ? true
-                         : pattern.empty()       ? suffix_match(module, target_names_)
-                                                 : std::regex_match(module, compile(pattern, path + ": target_modules"));
-        if (!hit) continue;
-        if (kind_ == AdapterKind::lora) {
-          const double rank = pattern_value(o.find("rank_pattern"), module, double(rank_), path + ": rank_pattern");
-          if (!(rank >= 1 && rank <= double(kMaxRank))) o.fail("rank_pattern", "ranks from 1 to 65536");
-          add_lora(model, rule, layer, static_cast<int64_t>(rank),
-                   pattern_value(o.find("alpha_pattern"), module, alpha_, path + ": alpha_pattern"), rslora_);
-        } else {
-          add_ia3(model, rule, layer, suffix_match(module, feedforward_names_));
+  if (entries_.empty())
+    throw Error(ErrorCode::input, path_ + ": field \"target_modules\" matches no linear layer of the base model",
+                "the adapter belongs to another model; modules of layer 0: " + linears);
+  std::set<std::string> found;
+  if (!config_.modules_to_save.empty())
+    for (const TensorRule& rule : model.family->tensors) {
+      const int64_t copies = role_is_layer(rule.roles[0]) ? model_.n_layers : 1;
+      for (int64_t layer = 0; layer < copies; ++layer) {
+        const std::string name = rule_name(rule, layer);
+        if (!config_.saves(name) || (role_shape(model_, rule.roles[0]).rows == 0 && rule.roles[0] != Role::lm_head)) continue;
+        for (const Entry& e : entries_)
+          if (e.rule == &rule && e.layer == layer)
+            throw Error(ErrorCode::input, fmt::format("{}: field \"modules_to_save\": {} is adapted as well", path_, quote_for_message(name)), "");
+        add_whole(rule, layer, kRoot + name, false, false);
+        for (const std::string& n : config_.modules_to_save) {
+          AdapterConfig one;
+          one.modules_to_save = {n};
+          if (one.saves(name)) found.insert(n);
         }
       }
     }
-    if (entries_.empty())
-      throw Error(ErrorCode::input, path + ": field \"target_modules\" matches no linear layer of the base model",
+  for (const std::string& n : config_.modules_to_save)
+    if (!found.count(n))
+      throw Error(ErrorCode::input, fmt::format("{}: field \"modules_to_save\": the base model has no module {}", path_, quote_for_message(n)),
                   "the adapter belongs to another model");
-    if (!pattern.empty())
-      for (const Entry& e : entries_) {
-        const std::string module = module_of(*e.rule, e.layer);
-        if (target_names_.empty() || target_names_.back() != module) target_names_.push_back(module);
+  if (config_.bias != AdapterBias::none) add_biases(model);
+}
+
+// ---- fresh adapters ----
+
+// Modules by name: where PEFT's suffixes can say it the last parts of their paths, else the paths.
+void Adapter::choose_targets(const Model& model, const std::string& targets) {
+  const bool ia3 = kind() == AdapterKind::ia3, all = targets == "all-linear";
+  const std::vector<Role> defaults = default_roles(model_.family, ia3);
+  const SearchPattern pattern(targets.empty() || all ? "" : targets, "--targets");
+  std::string modules;
+  std::vector<std::string> paths, names, ends;
+  std::set<std::string> last_parts;
+  int64_t linears = 0;
+  for (int64_t layer = 0; layer < model_.n_layers; ++layer)
+    for (const TensorRule& rule : model.family->tensors) {
+      if (!is_linear(rule.roles[0]) || role_shape(model_, rule.roles[0]).rows == 0) continue;
+      const std::string module = module_path(rule, layer);
+      if (layer == 0) modules += (modules.empty() ? "" : ", ") + module;
+      ++linears;
+      const bool hit = all || (targets.empty() ? std::any_of(rule.roles.begin(), rule.roles.end(),
+                                                             [&](Role r) { return std::find(defaults.begin(), defaults.end(), r) != defaults.end(); })
+                                               : pattern.found_in(module));
+      if (!hit) continue;
+      paths.push_back(module);
+      last_parts.insert(module.substr(module.rfind('.') + 1));
+      if (ia3 && rule.roles[0] == Role::down_w) {
+        const std::string own = own_suffix(model, rule);
+        if (std::find(ends.begin(), ends.end(), own) == ends.end()) ends.push_back(own);
       }
+    }
+  if (paths.empty())
+    throw Error(ErrorCode::usage, fmt::format("--targets: \"{}\" matches no linear layer of this model", targets),
+                "modules of layer 0: " + modules);
+  const ModuleNames suffixes(std::vector<std::string>(last_parts.begin(), last_parts.end()));
+  size_t expressed = 0;
+  for (int64_t layer = 0; layer < model_.n_layers; ++layer)
+    for (const TensorRule& rule : model.family->tensors)
+      if (is_linear(rule.roles[0]) && role_shape(model_, rule.roles[0]).rows > 0 && suffixes.matches(module_path(rule, layer))) ++expressed;
+  config_.targets = expressed == paths.size() ? suffixes : ModuleNames(paths);
+  if (ia3) config_.feedforward = ModuleNames(ends);
+}
+
+Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& o, MemoryBudget* budget)
+    : path_("--targets"), model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
+  config_.kind = o.kind;
+  config_.rank = o.rank;
+  config_.alpha = o.alpha;
+  config_.dropout = o.dropout;
+  config_.rslora = o.rslora;
+  config_.dora = o.dora && o.kind == AdapterKind::lora;
+  config_.bias = o.bias;
+  config_.modules_to_save = o.modules_to_save;
+  if (o.kind == AdapterKind::prompt || o.kind == AdapterKind::prefix) {
+    if (o.n_virtual < 1) throw Error(ErrorCode::usage, fmt::format("--virtual-tokens {}: expected at least 1", o.n_virtual), "");
+    config_.n_virtual = o.n_virtual;
   } else {
-    unsupported("peft_type " + quote_for_message(type));
+    if (o.kind == AdapterKind::lora && (o.rank < 1 || o.rank > 1 << 16)) throw Error(ErrorCode::usage, fmt::format("--rank {}: expected 1 to 65536", o.rank), "");
+    if (!(o.dropout >= 0 && o.dropout < 1)) throw Error(ErrorCode::usage, fmt::format("--dropout {}: expected 0 or more, below 1", o.dropout), "");
+    choose_targets(model, o.targets);
   }
-  if (!head_module.empty()) add_head(head_module);
-  load(dir);
+  build(model, kernels);
+  initialise(model, kernels, o.seed);
 }
 
-void Adapter::add_head(const std::string& module) {
-  head_name_ = module;
-  head_ = make(config_.vocab_size, config_.embed_dim);
-  entries_.push_back({"base_model.model." + module + ".weight", {config_.vocab_size, config_.embed_dim}, nullptr, 0, false, {head_}});
+void Adapter::initialise(const Model& model, const KernelTable& kernels, uint64_t seed) {
+  Philox rng(seed, 0x61646170746572);
+  for (const Entry& e : entries_)
+    for (size_t p = 0; p < e.parts.size(); ++p) {
+      Weight* w = e.parts[p];
+      float* data = values_of(*w);
+      switch (e.part) {
+        case Part::ia3: std::fill_n(data, w->numel(), 1.0f); break;
+        case Part::lora_a: {
+          const double bound = 1.0 / std::sqrt(double(w->cols));
+          for (int64_t i = 0; i < w->numel(); ++i) data[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
+          break;
+        }
+        case Part::lora_b: break;
+        case Part::magnitude: {  // B is zero: the norms of the base's rows
+          const DoraNorms& dora = *module(e.layer, e.rule->roles[p]).dora;
+          for (size_t r = 0; r < dora.squares.size(); ++r) data[r] = static_cast<float>(std::sqrt(dora.squares[r]));
+          break;
+        }
+        case Part::prompt: {
+          if (kind() == AdapterKind::prefix) {
+            for (int64_t i = 0; i < w->numel(); ++i) data[i] = static_cast<float>(0.02 * rng.normal());
+            break;
+          }
+          std::vector<int32_t> tokens;
+          for (int64_t r = 0; r < w->rows; ++r) tokens.push_back(static_cast<int32_t>(rng.below(uint64_t(model_.vocab_size))));
+          gather_rows(kernels, model.weights.token_embed, tokens.data(), w->rows, data);
+          break;
+        }
+        case Part::whole: {
+          const Weight& base = model.weights.at(e.rule->roles[p], e.layer);
+          dequantize(kernels, base ? base : model.weights.token_embed, data);
+          break;
+        }
+      }
+    }
 }
 
-void Adapter::load(const std::string& dir) {
-  const std::string path = join_path(dir, "adapter_model.safetensors");
-  if (!file_exists(path)) throw Error(ErrorCode::input, dir + ": has no adapter_model.safetensors", "save the adapter in safetensors format");
-  const SafetensorsFile file(path);
+// ---- files ----
+
+Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::string& path, MemoryBudget* budget)
+    : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
+  path_ = join_path(path, "adapter_config.json");
+  if (!file_exists(path_)) throw Error(ErrorCode::input, path + ": has no adapter_config.json", "give a PEFT adapter directory");
+  config_ = read_adapter_config(path_);
+  const std::string tensors = join_path(path, "adapter_model.safetensors");
+  if (!file_exists(tensors)) throw Error(ErrorCode::input, path + ": has no adapter_model.safetensors", "save the adapter in safetensors format");
+  const SafetensorsSet file(tensors);
+  build(model, kernels);
+  load(model, file);
+}
+
+void Adapter::copy(const Entry& e, size_t part, float* file, float* weight, bool to_file) const {
+  const Weight& w = *e.parts[part];
+  const int64_t features = e.vector ? w.cols : w.rows, width = e.vector ? 1 : w.cols;
+  const int64_t file_features = e.transposed && e.shape.size() == 2 ? e.shape[1] : 0;
+  for (int64_t r = 0; r < features; ++r) {
+    int64_t row = r;
+    if (e.fused && e.rule) {
+      const Role role = e.rule->roles[part];
+      // A base with neighbouring rotary pairs holds the rows of q and k in another order than PEFT's.
+      if (role == Role::q_w || role == Role::k_w || role == Role::q_b || role == Role::k_b) row = rotary_file_row(model_, r);
+      row = source_row(model_, e.rule->layout, static_cast<int>(part), row);
+    }
+    float* mine = weight + r * width;
+    if (file_features == 0) {
+      float* theirs = file + row * width;
+      if (to_file) std::memcpy(theirs, mine, size_t(width) * sizeof(float));
+      else std::memcpy(mine, theirs, size_t(width) * sizeof(float));
+      continue;
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      float& theirs = file[i * file_features + row];
+      if (to_file) theirs = mine[i];
+      else mine[i] = theirs;
+    }
+  }
+}
+
+// PEFT stores the embeddings beside an adapter that targets them, or after the vocabulary was resized.
+bool Adapter::add_saved_embedding(const Model& model, const std::string& name, const std::string& key) {
+  for (const TensorRule& rule : model.family->tensors) {
+    if ((rule.roles[0] != Role::token_embed && rule.roles[0] != Role::lm_head) || rule_name(rule, 0) != name) continue;
+    if (replaced_.count({rule.roles[0], 0})) return false;
+    add_whole(rule, 0, key, false, true);
+    return true;
+  }
+  return false;
+}
+
+void Adapter::load(const Model& model, const TensorSource& file) {
+  // Keys as PEFT has written them over the years, reduced to one spelling.
+  std::map<std::string, std::string> keys;
+  for (const std::string& name : file.names()) {
+    const auto [at, fresh] = keys.emplace(plain_adapter_key(name), name);
+    if (!fresh)
+      throw Error(ErrorCode::input, fmt::format("{}: tensors {} and {} mean the same", file.path(), quote_for_message(at->second), quote_for_message(name)),
+                  "the file is damaged, or holds two adapters");
+  }
+  const std::string prefix = model.family->optional_prefix;
+  const auto find = [&](const Entry& e) {
+    const std::string key = plain_adapter_key(e.key);
+    auto at = keys.find(key);
+    // Adapters of the bare model lack the family's prefix.
+    if (at == keys.end() && !prefix.empty() && key.compare(0, std::strlen(kRoot) + prefix.size(), kRoot + prefix) == 0)
+      at = keys.find(kRoot + key.substr(std::strlen(kRoot) + prefix.size()));
+    return at;
+  };
+  std::set<std::string> expected;
+  for (const Entry& e : entries_) {
+    const auto at = find(e);
+    if (at != keys.end()) expected.insert(at->second);
+  }
+  if (kind() == AdapterKind::lora)
+    for (const auto& [plain, name] : keys)
+      if (!expected.count(name) && plain.rfind(kRoot, 0) == 0) add_saved_embedding(model, plain.substr(std::strlen(kRoot)), name);
+
   std::set<std::string> used;
   std::string missing;
-  for (const Entry& e : entries_) {
-    const TensorInfo* info = file.find(e.key);
-    if (!info) {
+  std::vector<Entry> kept;
+  for (Entry& e : entries_) {
+    const auto at = find(e);
+    if (at == keys.end()) {
+      if (e.optional) {
+        for (Role role : e.rule->roles) replaced_.erase({role, role_is_layer(role) ? e.layer : 0});
+        continue;
+      }
       missing += (missing.empty() ? "" : ", ") + e.key;
       continue;
     }
-    if (info->shape != e.shape)
-      throw Error(ErrorCode::input, fmt::format("{}: tensor {} is {}: the base model implies [{}, {}]", path, e.key, describe_tensor(*info),
-                                                e.shape[0], e.shape[1]),
-                  "the adapter belongs to another model");
-    used.insert(e.key);
-    std::vector<float> values(static_cast<size_t>(info->elements()));
-    file.read_f32(*info, values.data());
-    for (size_t part = 0; part < e.parts.size(); ++part) {
-      Weight* w = e.parts[part];
-      float* data = static_cast<float*>(const_cast<void*>(w->data));
-      if (!e.per_row) {
-        std::memcpy(data, values.data(), values.size() * sizeof(float));
-        continue;
-      }
-      const bool vector = kind_ == AdapterKind::ia3;
-      const int64_t features = vector ? w->cols : w->rows, width = vector ? 1 : w->cols;
-      for (int64_t r = 0; r < features; ++r)
-        std::memcpy(data + r * width, &values[static_cast<size_t>(source_row(config_, e.rule->layout, static_cast<int>(part), r) * width)],
-                    size_t(width) * sizeof(float));
+    const TensorView view = file.view(at->second);
+    const std::vector<int64_t>& shape = view.info->shape;
+    int64_t elements = 1;
+    for (int64_t d : e.shape) elements *= d;
+    // Vectors come as [n], [n, 1] or [1, n].
+    const bool same_vector = e.vector && view.info->elements() == elements && shape.size() <= 2;
+    if (shape != e.shape && !same_vector) {
+      std::string implied;
+      for (int64_t d : e.shape) implied += (implied.empty() ? "" : ", ") + std::to_string(d);
+      throw Error(ErrorCode::input, fmt::format("{}: tensor {} is {}: the base model implies [{}]", file.path(), at->second, describe_tensor(*view.info), implied),
+                  kind() == AdapterKind::prefix ? "the width of a prefix is 2 * layers * key/value heads * head size of the base model"
+                                                : "the adapter belongs to another model");
     }
+    used.insert(at->second);
+    std::vector<float> values(static_cast<size_t>(elements));
+    view.read_f32(values.data());
+    for (size_t part = 0; part < e.parts.size(); ++part) copy(e, part, values.data(), values_of(*e.parts[part]), false);
+    kept.push_back(std::move(e));
   }
+  entries_ = std::move(kept);
+  if (replaced_.empty()) own_.reset();
   std::string unknown;
-  for (const TensorInfo& t : file.tensors())
-    if (!used.count(t.name)) unknown += (unknown.empty() ? "" : ", ") + quote_for_message(t.name);
+  for (const std::string& name : file.names())
+    if (!used.count(name)) unknown += (unknown.empty() ? "" : ", ") + quote_for_message(name);
   if (!missing.empty() || !unknown.empty())
     throw Error(ErrorCode::input,
-                fmt::format("{}: {}{}{}{}", path, missing.empty() ? "" : "missing keys: " + missing, !missing.empty() && !unknown.empty() ? "; " : "",
-                            unknown.empty() ? "" : "keys that match no module: " + unknown, ""),
+                fmt::format("{}: {}{}{}", file.path(), missing.empty() ? "" : "missing keys: " + missing, !missing.empty() && !unknown.empty() ? "; " : "",
+                            unknown.empty() ? "" : "keys that match no module: " + unknown),
                 "the adapter belongs to another model or uses a feature that is not supported");
-}
-
-void Adapter::for_each_parameter(const std::function<void(const std::string&, Weight&)>& fn) {
-  for (Entry& e : entries_)
-    for (size_t part = 0; part < e.parts.size(); ++part)
-      fn(e.parts.size() > 1 ? e.key + "#" + std::to_string(part) : e.key, *e.parts[part]);
-}
-
-void Adapter::enable_gradients() {
-  for (Weight& w : weights_) {
-    w.grad = static_cast<float*>(store_.allocate(size_t(w.numel()) * sizeof(float)));
-    w.grad_written = false;
-  }
-}
-
-int64_t Adapter::parameters() const {
-  int64_t n = 0;
-  for (const Weight& w : weights_) n += w.numel();
-  return n;
 }
 
 void Adapter::export_tensors(ExportWhat what, const std::function<void(const ExportedTensor&)>& fn) const {
@@ -388,23 +466,15 @@ void Adapter::export_tensors(ExportWhat what, const std::function<void(const Exp
     ExportedTensor t{e.key, e.shape, {}};
     int64_t numel = 1;
     for (int64_t d : e.shape) numel *= d;
+    bool present = what == ExportWhat::weights || !e.frozen;
+    for (const Weight* w : e.parts) present = present && (what == ExportWhat::weights || (w->grad && w->grad_written));
+    if (!present) continue;
     t.data.assign(static_cast<size_t>(numel), 0.0f);
-    bool present = true;
     for (size_t part = 0; part < e.parts.size(); ++part) {
-      const Weight* w = e.parts[part];
-      const float* data = what == ExportWhat::weights ? w->f32() : w->grad;
-      if (what == ExportWhat::gradients && (!w->grad || !w->grad_written)) present = false;
-      if (!present) break;
-      if (!e.per_row) {
-        std::copy_n(data, w->numel(), t.data.begin());
-        continue;
-      }
-      const bool vector = kind_ == AdapterKind::ia3;
-      const int64_t features = vector ? w->cols : w->rows, width = vector ? 1 : w->cols;
-      for (int64_t r = 0; r < features; ++r)
-        std::copy_n(data + r * width, width, t.data.begin() + source_row(config_, e.rule->layout, static_cast<int>(part), r) * width);
+      Weight& w = *e.parts[part];
+      copy(e, part, t.data.data(), what == ExportWhat::weights ? values_of(w) : w.grad, true);
     }
-    if (present) fn(t);
+    fn(t);
   }
 }
 
@@ -415,110 +485,75 @@ void Adapter::save(const std::string& dir, const std::string& base) const {
   std::vector<NamedTensor> named;
   for (const ExportedTensor& t : tensors) named.push_back({t.name, SafetensorsDtype::f32, t.shape, t.data.data()});
   write_safetensors(join_path(dir, "adapter_model.safetensors"), named, {{"format", "pt"}});
-  nlohmann::ordered_json c;
-  c["base_model_name_or_path"] = base;
-  c["inference_mode"] = true;
-  c["task_type"] = "CAUSAL_LM";
-  switch (kind_) {
-    case AdapterKind::lora: {
-      c["peft_type"] = "LORA";
-      c["r"] = rank_;
-      c["lora_alpha"] = alpha_;
-      c["lora_dropout"] = dropout_;
-      c["use_rslora"] = rslora_;
-      c["bias"] = "none";
-      c["fan_in_fan_out"] = fan_in_fan_out_;
-      c["init_lora_weights"] = true;
-      c["target_modules"] = target_names_;
-      // Modules whose rank or scale differs from the default, by their full path.
-      nlohmann::ordered_json ranks = nlohmann::ordered_json::object(), alphas = nlohmann::ordered_json::object();
-      for (const Entry& e : entries_) {
-        if (e.per_row || !e.rule) continue;
-        const AdapterModule& m = module(e.layer, e.rule->roles[0]);
-        const int64_t rank = e.shape[0];
-        const double alpha = double(m.scale) * (rslora_ ? std::sqrt(double(rank)) : double(rank));
-        if (rank != rank_) ranks[module_of(*e.rule, e.layer)] = rank;
-        if (std::fabs(alpha - alpha_) > 1e-6 * std::fabs(alpha_)) alphas[module_of(*e.rule, e.layer)] = alpha;
-      }
-      c["rank_pattern"] = ranks;
-      c["alpha_pattern"] = alphas;
-      if (head_) c["modules_to_save"] = nlohmann::ordered_json::array({head_name_});
-      else c["modules_to_save"] = nullptr;
-      break;
-    }
-    case AdapterKind::ia3:
-      c["peft_type"] = "IA3";
-      c["target_modules"] = target_names_;
-      c["feedforward_modules"] = feedforward_names_;
-      c["fan_in_fan_out"] = fan_in_fan_out_;
-      c["init_ia3_weights"] = true;
-      if (head_) c["modules_to_save"] = nlohmann::ordered_json::array({head_name_});
-      else c["modules_to_save"] = nullptr;
-      break;
-    case AdapterKind::prompt:
-    case AdapterKind::prefix: {
-      const bool prompt = kind_ == AdapterKind::prompt;
-      c["peft_type"] = prompt ? "PROMPT_TUNING" : "PREFIX_TUNING";
-      c["num_virtual_tokens"] = n_virtual_;
-      c["token_dim"] = prompt ? config_.embed_dim : config_.kv_cols();
-      c["num_transformer_submodules"] = 1;
-      c["num_attention_heads"] = prompt ? config_.n_heads : config_.n_kv_heads;
-      c["num_layers"] = config_.n_layers;
-      if (prompt) c["prompt_tuning_init"] = "RANDOM";
-      else c["prefix_projection"] = false;
-      break;
-    }
-  }
-  write_file(join_path(dir, "adapter_config.json"), c.dump(2) + "\n");
+  PromptWidths widths;
+  widths.layers = model_.n_layers;
+  widths.token_dim = kind() == AdapterKind::prefix ? model_.kv_cols() : model_.embed_dim;
+  widths.heads = kind() == AdapterKind::prefix ? model_.n_kv_heads : model_.n_heads;
+  write_file(join_path(dir, "adapter_config.json"), adapter_config_json(config_, base, fan_in_fan_out_, widths).dump(2) + "\n");
 }
 
-void Adapter::merged(const Model& model, const KernelTable& kernels, const std::function<void(const ExportedTensor&)>& fn) const {
-  if (head_ && config_.tied)
-    throw Error(ErrorCode::unsupported, "the adapter replaces the output matrix of a model whose matrix is its embedding: they cannot be merged",
-                "use it with --adapter");
-  if (kind_ == AdapterKind::prompt || kind_ == AdapterKind::prefix)
-    throw Error(ErrorCode::unsupported, fmt::format("a {} adapter cannot be merged: it adds tokens, not weights", adapter_kind_name(kind_)),
-                "use it with --adapter");
-  for (const TensorRule& rule : model.family->tensors) {
-    const int64_t copies = role_is_layer(rule.roles[0]) ? config_.n_layers : 1;
+// ---- use ----
+
+void Adapter::for_each_parameter(const std::function<void(const std::string&, Weight&)>& fn) {
+  for (Entry& e : entries_)
+    for (size_t part = 0; part < e.parts.size() && !e.frozen; ++part)
+      fn(e.parts.size() > 1 ? e.key + "#" + std::to_string(part) : e.key, *e.parts[part]);
+}
+
+void Adapter::enable_gradients() {
+  for_each_parameter([&](const std::string&, Weight& w) {
+    w.grad = static_cast<float*>(store_.allocate(size_t(w.numel()) * sizeof(float)));
+    w.grad_written = false;
+  });
+}
+
+int64_t Adapter::parameters() const {
+  int64_t n = 0;
+  for (const Entry& e : entries_)
+    for (const Weight* w : e.parts)
+      if (!e.frozen) n += w->numel();
+  return n;
+}
+
+const float* Adapter::norms(Context& ctx, const AdapterModule& m, const Weight& w) {
+  DoraNorms& d = *m.dora;
+  if (ctx.tape) {
+    float* out = ctx.saved.floats(w.rows, "adapter norms");
+    dora_norms(ctx, w, *m.lora_a, *m.lora_b, m.scale, d.squares.data(), out);
+    return out;
+  }
+  const float *a = m.lora_a->f32(), *b = m.lora_b->f32();
+  const auto na = size_t(m.lora_a->numel()), nb = size_t(m.lora_b->numel());
+  if (d.known && std::memcmp(a, d.a.data(), na * sizeof(float)) == 0 && std::memcmp(b, d.b.data(), nb * sizeof(float)) == 0) return d.norms.data();
+  d.a.assign(a, a + na);
+  d.b.assign(b, b + nb);
+  d.norms.resize(size_t(w.rows));
+  dora_norms(ctx, w, *m.lora_a, *m.lora_b, m.scale, d.squares.data(), d.norms.data());
+  d.known = true;
+  return d.norms.data();
+}
+
+void Adapter::forget_norms() {
+  for (DoraNorms& d : dora_) d.known = false;
+}
+
+ModelWeights& Adapter::weights_over(const ModelWeights& base) {
+  for (int r = 0; r < kRoleCount; ++r) {
+    const auto role = static_cast<Role>(r);
+    const int64_t copies = role_is_layer(role) ? model_.n_layers : 1;
     for (int64_t layer = 0; layer < copies; ++layer) {
-      if (!role_is_layer(rule.roles[0])) continue;
-      ExportedTensor t = export_tensor(model, kernels, rule_name(rule, layer));
-      if (t.data.empty()) continue;
-      bool changed = false;
-      const bool transposed = layout_is_transposed(rule.layout), vector = t.shape.size() == 1;
-      for (size_t part = 0; part < rule.roles.size(); ++part) {
-        // A bias shares the output scale of its matrix.
-        Role matrix = rule.roles[part];
-        if (vector) matrix = static_cast<Role>(static_cast<int>(matrix) - 1);
-        const AdapterModule& m = module(layer, matrix);
-        const RoleShape s = role_shape(config_, rule.roles[part]);
-        const int64_t features = vector ? s.cols : s.rows, inputs = vector ? 1 : s.cols;
-        const bool biased = vector && (rule.roles[part] == Role::q_b || rule.roles[part] == Role::k_b || rule.roles[part] == Role::v_b ||
-                                       rule.roles[part] == Role::o_b || rule.roles[part] == Role::gate_b || rule.roles[part] == Role::up_b ||
-                                       rule.roles[part] == Role::down_b);
-        if (vector && !biased) continue;
-        if (!(m.lora_a && !vector) && !(m.ia3 && !(vector && m.ia3_input))) continue;
-        changed = true;
-        for (int64_t r = 0; r < features; ++r) {
-          const int64_t row = source_row(config_, rule.layout, static_cast<int>(part), r);
-          for (int64_t i = 0; i < inputs; ++i) {
-            float& w = t.data[static_cast<size_t>(transposed ? i * t.shape[1] + row : row * inputs + i)];
-            if (m.lora_a && !vector) {
-              double sum = 0;
-              for (int64_t k = 0; k < m.lora_a->rows; ++k)
-                sum += double(m.lora_b->f32()[r * m.lora_b->cols + k]) * double(m.lora_a->f32()[k * inputs + i]);
-              w = static_cast<float>(double(w) + double(m.scale) * sum);
-            }
-            if (m.ia3) w *= m.ia3->f32()[m.ia3_input ? i : r];
-          }
-        }
-      }
-      if (changed) fn(t);
+      if (replaced_.count({role, layer})) continue;
+      Weight& w = own_->at(role, layer);
+      w = base.at(role, layer);
+      w.grad = nullptr;
     }
   }
-  if (head_)
-    fn({head_name_ + ".weight", {head_->rows, head_->cols}, std::vector<float>(head_->f32(), head_->f32() + head_->numel())});
+  // A tied head stays the base's embedding when the embedding is replaced (PEFT copies the module).
+  if (!own_->lm_head && replaced_.count({Role::token_embed, 0})) {
+    own_->lm_head = base.token_embed;
+    own_->lm_head.grad = nullptr;
+  }
+  return *own_;
 }
 
 }  // namespace thimble

@@ -40,7 +40,8 @@ const char* input_name(Role role) {
 
 }  // namespace
 
-Transformer::Transformer(Model& model, int64_t max_tokens, int64_t rope_tokens) : model_(model), max_tokens_(max_tokens) {
+Transformer::Transformer(Model& model, int64_t max_tokens, int64_t rope_tokens)
+    : model_(model), weights_(&model.weights), max_tokens_(max_tokens) {
   const ModelConfig& c = model_.config;
   if (c.positions == PositionKind::learned && max_tokens > c.max_positions)
     throw Error(ErrorCode::input,
@@ -134,10 +135,38 @@ void Transformer::project_all(Context& ctx, int layer, Var x, Projection* projec
       input = col_scale(ctx, input, s.begin, s.end, m.ia3);
     }
     ctx.observe(input_name(one.role), layer, input.t);
+    // DoRA scales W x and not the bias: then each range of rows gets the bias in its turn.
+    const bool late = bias_last(batch, layer, one.role) && *one.b;
     // The outputs of o and down become the residual stream, which stays in f32.
-    one.y = linear(ctx, input, one.w, present(*one.b), one.role != Role::o_w && one.role != Role::down_w);
+    one.y = linear(ctx, input, one.w, late ? nullptr : present(*one.b), one.role != Role::o_w && one.role != Role::down_w);
+    if (!late) continue;
+    int64_t row = 0;
+    for (int64_t i = 0; i <= batch.n_segments; ++i) {
+      const bool end = i == batch.n_segments;
+      if (!end && !batch.segments[i].adapter->module(layer, one.role).magnitude) continue;
+      const int64_t until = end ? batch.n : batch.segments[i].begin;
+      if (until > row) one.y = add_bias(ctx, one.y, row, until, one.b);
+      if (!end) row = batch.segments[i].end;
+    }
   }
   for (int64_t i = 0; i < batch.n_segments; ++i) adapt(ctx, layer, batch.segments[i], x, projections, count);
+}
+
+bool Transformer::bias_last(const Batch& batch, int layer, Role role) {
+  for (int64_t i = 0; i < batch.n_segments; ++i)
+    if (batch.segments[i].adapter->module(layer, role).magnitude) return true;
+  return false;
+}
+
+Var Transformer::adapt_embedding(Context& ctx, const Batch& batch, const int32_t* ids, Var x) {
+  for (int64_t i = 0; i < batch.n_segments; ++i) {
+    const AdapterSegment& s = batch.segments[i];
+    const AdapterModule& m = s.adapter->embedding();
+    if (!m.lora_a) continue;
+    const Var h = scale(ctx, embed(ctx, m.lora_a, ids + s.begin, s.end - s.begin), m.scale);
+    x = lora_up(ctx, x, s.begin, s.end, h, 0, m.lora_b);
+  }
+  return x;
 }
 
 // What is done to a segment depends on its adapter only, so its rows get the same bits in every batch.
@@ -176,6 +205,10 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
       col[p] = 0;
     }
     if (m.lora_a) one.y = lora_up(ctx, one.y, s.begin, s.end, h, col[p], m.lora_b);
+    if (m.magnitude) {
+      one.y = dora_scale(ctx, one.y, s.begin, s.end, m.magnitude, s.adapter->norms(ctx, m, *one.w));
+      if (*one.b) one.y = add_bias(ctx, one.y, s.begin, s.end, one.b);
+    }
     if (m.ia3 && !m.ia3_input) one.y = col_scale(ctx, one.y, s.begin, s.end, m.ia3);
   }
 }
@@ -188,13 +221,13 @@ Adapter* Transformer::adapter_of(const Batch& batch, int64_t seq) const {
 }
 
 bool Transformer::layer_trains(const Batch& batch, int64_t layer) const {
-  if (trainable(model_.weights.layers[static_cast<size_t>(layer)])) return true;
+  if (trainable(weights_->layers[static_cast<size_t>(layer)])) return true;
   for (int64_t i = 0; i < batch.n_segments; ++i) {
     Adapter& a = *batch.segments[i].adapter;
     if (a.kind() == AdapterKind::prefix && a.prompt()->grad) return true;
     for (int r = 0; r < kRoleCount; ++r) {
       const AdapterModule& m = a.module(layer, static_cast<Role>(r));
-      if ((m.lora_a && (m.lora_a->grad || m.lora_b->grad)) || (m.ia3 && m.ia3->grad)) return true;
+      if ((m.lora_a && (m.lora_a->grad || m.lora_b->grad)) || (m.magnitude && m.magnitude->grad) || (m.ia3 && m.ia3->grad)) return true;
     }
   }
   return false;
@@ -252,7 +285,7 @@ void Transformer::place_prefixes(Context& ctx, const Batch& batch) {
 
 Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
-  LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
+  LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   Projection inputs[] = {{Role::q_w, &w.q_w, &w.q_b, {}, {}}, {Role::k_w, &w.k_w, &w.k_b, {}, {}}, {Role::v_w, &w.v_w, &w.v_b, {}, {}}};
   project_all(ctx, layer, x, inputs, 3);
   if (c.qkv_clip > 0)
@@ -287,7 +320,7 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
 // The rows of an expert stand behind one another from gather to combine. Adapters do not reach experts or the router.
 Var Transformer::expert_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
-  LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
+  LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   const auto n = static_cast<size_t>(c.n_experts);
   ctx.observe("input.router_w", layer, x.t);
   const Routing r = route(ctx, linear(ctx, x, &w.router_w, nullptr), c.n_experts_used, choices_ ? &choices_[layer] : nullptr);
@@ -316,7 +349,7 @@ Var Transformer::expert_branch(Context& ctx, int layer, Var x) {
 Var Transformer::mlp_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
   if (c.n_experts > 0) return expert_branch(ctx, layer, x);
-  LayerWeights& w = model_.weights.layers[static_cast<size_t>(layer)];
+  LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   Projection inputs[] = {{Role::up_w, &w.up_w, &w.up_b, {}, {}}, {Role::gate_w, &w.gate_w, &w.gate_b, {}, {}}};
   project_all(ctx, layer, x, inputs, c.gated_mlp ? 2 : 1);
   const Var up = pack(ctx, inputs[0].y);
@@ -336,7 +369,7 @@ Var Transformer::add_branch(Context& ctx, Var x, Var branch, Weight& w, Weight& 
 Var Transformer::run_layer(Context& ctx, void* self, int layer, Var x) {
   auto& t = *static_cast<Transformer*>(self);
   const ModelConfig& c = t.model_.config;
-  LayerWeights& w = t.model_.weights.layers[static_cast<size_t>(layer)];
+  LayerWeights& w = t.weights_->layers[static_cast<size_t>(layer)];
   if (c.post_norm) {
     Var h = t.norm(ctx, add_into(ctx, x, t.attention_branch(ctx, layer, x)), w.norm1_w, w.norm1_b);
     h = t.norm(ctx, add_into(ctx, h, t.mlp_branch(ctx, layer, h)), w.norm2_w, w.norm2_b);
@@ -419,13 +452,14 @@ const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
   }
 
   place_prefixes(ctx, batch);
-  head_ = &model_.weights.head();
+  weights_ = &model_.weights;
   for (int64_t i = 0; i < batch.n_segments; ++i) {
     const AdapterSegment& s = batch.segments[i];
-    if (!s.adapter->head()) continue;
+    if (!s.adapter->replaces()) continue;
     if (s.begin != 0 || s.end != batch.n)
-      throw Error(ErrorCode::unsupported, "an adapter with an output matrix of its own cannot share a batch with others", "run it alone");
-    head_ = s.adapter->head();
+      throw Error(ErrorCode::unsupported, "an adapter that replaces weights of the base (modules_to_save, bias) cannot share a batch with others",
+                  "run it alone");
+    weights_ = &s.adapter->weights_over(model_.weights);
   }
   return copied;
 }
@@ -433,8 +467,9 @@ const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
 Var Transformer::enter(Context& ctx, const Batch& batch) {
   const ModelConfig& c = model_.config;
   const int32_t* copied = prepare(ctx, batch);
-  ModelWeights& w = model_.weights;
+  ModelWeights& w = *weights_;
   Var x = embed(ctx, &w.token_embed, copied ? copied : batch.ids, batch.n);
+  x = adapt_embedding(ctx, batch, copied ? copied : batch.ids, x);
   if (copied) x = place_prompts(ctx, batch, x);
   if (c.embed_scale != 1) x = scale(ctx, x, static_cast<float>(c.embed_scale));
   if (c.projected()) x = linear(ctx, x, &w.project_in, nullptr);
@@ -467,7 +502,7 @@ Var Transformer::one_block(Context& ctx, const Batch& batch, int64_t layer, Var 
 Var Transformer::forward(Context& ctx, const Batch& batch, Recompute recompute) {
   const ModelConfig& c = model_.config;
   Var x = enter(ctx, batch);
-  ModelWeights& w = model_.weights;
+  ModelWeights& w = *weights_;
   for (int64_t l = 0; l < c.n_layers; ++l) {
     const bool needs_grad = ctx.tape && (x.id >= 0 || layer_trains(batch, l));
     x = run_block(ctx, &calls_[static_cast<size_t>(l)], x, recompute, needs_grad);
@@ -507,7 +542,7 @@ void Transformer::require_head() const {
 Var Transformer::logits(Context& ctx, Var hidden) {
   require_head();
   const ZoneOwner owner(Zone::head);
-  Var y = linear(ctx, hidden, head_, present(model_.weights.lm_head_b));
+  Var y = linear(ctx, hidden, &weights_->head(), present(weights_->lm_head_b));
   if (model_.config.logit_softcap > 0) y = softcap(ctx, y, static_cast<float>(model_.config.logit_softcap));
   ctx.observe("logits", -1, y.t);
   return y;
@@ -516,7 +551,7 @@ Var Transformer::logits(Context& ctx, Var hidden) {
 double Transformer::loss(Context& ctx, Var hidden, const int32_t* labels, double denominator, double* row_loss,
                          const float* row_weights) {
   require_head();
-  return linear_cross_entropy(ctx, hidden, head_, present(model_.weights.lm_head_b), labels, denominator, row_loss, row_weights,
+  return linear_cross_entropy(ctx, hidden, &weights_->head(), present(weights_->lm_head_b), labels, denominator, row_loss, row_weights,
                               static_cast<float>(model_.config.logit_softcap));
 }
 

@@ -86,7 +86,13 @@ class Transformer {
   bool layer_trains(const Batch& batch, int64_t layer) const;
   Adapter* adapter_of(const Batch& batch, int64_t seq) const;
 
+  // What adapters do to rows [first, first + n) besides LoRA and IA3 of linears: bias_last says that the bias of a projection
+  // comes behind them.
+  static bool bias_last(const Batch& batch, int layer, Role role);
+  Var adapt_embedding(Context& ctx, const Batch& batch, const int32_t* ids, Var x);
+
   Model& model_;
+  ModelWeights* weights_;              // of the running forward: the model's, or with an adapter's own in their places
   int64_t max_tokens_;
   struct RopeTables {
     std::vector<float> cos, sin;  // [max_tokens][dims / 2]
@@ -98,7 +104,6 @@ class Transformer {
   std::vector<AttentionSpec> specs_;   // per layer, filled by forward
   std::vector<BlockCall> calls_;       // per layer
   const int32_t* positions_ = nullptr; // of the running forward
-  Weight* head_ = nullptr;             // that follows it: the base's, or an adapter's own
   const Batch* batch_ = nullptr;
   ExpertChoice* choices_ = nullptr;  // per layer, of a forward that is recorded; null: none
 };

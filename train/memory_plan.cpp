@@ -148,6 +148,7 @@ MemoryPlan plan_memory(Model& model, Adapter* adapter, const KernelTable& kernel
                        shape.length * (model.config.rope.dims + model.config.rope_local.dims) * int64_t{sizeof(float)};
   }
   for (size_t i = 0; i < trained.size(); ++i) *trained[i] = before[i];
+  if (adapter) adapter->forget_norms();  // the rehearsal computed none
   return plan;
 }
 

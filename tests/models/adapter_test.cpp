@@ -7,19 +7,27 @@
 namespace thimble::models_test {
 namespace {
 
-const AdapterKind kKinds[] = {AdapterKind::lora, AdapterKind::ia3, AdapterKind::prompt, AdapterKind::prefix};
+struct Kind {
+  AdapterKind kind;
+  bool dora = false;
+  Kind(AdapterKind k, bool d = false) : kind(k), dora(d) {}
+  const char* name() const { return dora ? "dora" : adapter_kind_name(kind); }
+  bool adds_tokens() const { return kind == AdapterKind::prompt || kind == AdapterKind::prefix; }
+};
+const Kind kKinds[] = {AdapterKind::lora, AdapterKind::ia3, {AdapterKind::lora, true}, AdapterKind::prompt, AdapterKind::prefix};
 
 // An adapter that changes something: fresh LoRA and IA3 do not.
-std::unique_ptr<Adapter> random_adapter(const Model& model, const KernelTable& kernels, AdapterKind kind, uint64_t seed,
+std::unique_ptr<Adapter> random_adapter(const Model& model, const KernelTable& kernels, Kind kind, uint64_t seed,
                                         const std::string& targets = "all-linear", double dropout = 0) {
   AdapterOptions o;
-  o.kind = kind;
+  o.kind = kind.kind;
+  o.dora = kind.dora;
   o.rank = 3;
   o.alpha = 5;
   o.dropout = dropout;
   o.n_virtual = 4;
   o.seed = seed;
-  if (kind == AdapterKind::lora || kind == AdapterKind::ia3) o.targets = targets;
+  if (!kind.adds_tokens()) o.targets = targets;
   auto adapter = std::make_unique<Adapter>(model, kernels, o);
   Philox rng(seed, 99);
   adapter->for_each_parameter([&](const std::string&, Weight& w) {
@@ -111,8 +119,8 @@ TEST(Adapter, MixedBatchGivesEachPersonTheSameBitsAsAlone) {
       Transformer transformer(model, 64);
       std::vector<std::unique_ptr<Adapter>> adapters;
       std::vector<Person> people;
-      for (size_t i = 0; i < 5; ++i) {
-        adapters.push_back(random_adapter(model, e.kernels, kKinds[i % 4], 10 + i, "all-linear", i == 4 ? 0.0 : 0.3));
+      for (size_t i = 0; i < 7; ++i) {
+        adapters.push_back(random_adapter(model, e.kernels, kKinds[i % 5], 10 + i, "all-linear", i > 4 ? 0.0 : 0.3));
         Person p{adapters.back().get(), {}};
         for (size_t t = 0; t <= i % 3; ++t) p.texts.push_back(text(100 * i + t, static_cast<int64_t>(3 + 7 * t + i), model.config.vocab_size));
         people.push_back(p);
@@ -148,9 +156,9 @@ TEST(Adapter, GradientsThroughPackedBaseEqualTheDequantizedTwins) {
         Model twin = load_model(oracle(name), e.kernels, trainable);
         import_dequantized(twin, packed, e.kernels);
         Transformer packed_transformer(packed, 64), twin_transformer(twin, 64);
-        for (AdapterKind kind : kKinds) {
+        for (const Kind& kind : kKinds) {
           const auto a = random_adapter(packed, e.kernels, kind, 3), b = random_adapter(twin, e.kernels, kind, 3);
-          if (kind == AdapterKind::prompt)  // starts from the embeddings, which both share
+          if (kind.kind == AdapterKind::prompt)  // starts from the embeddings, which both share
             std::memcpy(const_cast<void*>(b->prompt()->data), a->prompt()->data, size_t(a->prompt()->numel()) * sizeof(float));
           const std::vector<std::vector<int32_t>> texts = {text(1, 20, packed.config.vocab_size), text(2, 9, packed.config.vocab_size)};
           const Outcome x = run(packed_transformer, *e.ctx, {{a.get(), texts}}), y = run(twin_transformer, *e.ctx, {{b.get(), texts}});
@@ -161,7 +169,7 @@ TEST(Adapter, GradientsThroughPackedBaseEqualTheDequantizedTwins) {
             norm += double(y.gradients[0][i]) * double(y.gradients[0][i]);
           }
           EXPECT_GT(norm, 0);
-          EXPECT_LE(std::sqrt(difference), 1e-5 * std::sqrt(norm)) << name << " " << tier_name(tier) << " q" << bits << " " << adapter_kind_name(kind);
+          EXPECT_LE(std::sqrt(difference), 1e-5 * std::sqrt(norm)) << name << " " << tier_name(tier) << " q" << bits << " " << kind.name();
         }
       }
 }
@@ -171,9 +179,9 @@ TEST(Adapter, SavedAdapterLoadsWithTheSameBits) {
     Engine e;
     Model model = load_model(oracle(name), e.kernels);
     Transformer transformer(model, 64);
-    for (AdapterKind kind : kKinds)
+    for (const Kind& kind : kKinds)
       for (const std::string& targets : {std::string("all-linear"), std::string("\\.1\\..*")}) {
-        if (targets != "all-linear" && (kind == AdapterKind::prompt || kind == AdapterKind::prefix)) continue;
+        if (targets != "all-linear" && kind.adds_tokens()) continue;
         const auto adapter = random_adapter(model, e.kernels, kind, 8, targets);
         const ScratchDir dir;
         adapter->save(dir.path(), "base");
@@ -181,7 +189,7 @@ TEST(Adapter, SavedAdapterLoadsWithTheSameBits) {
         loaded.enable_gradients();
         const std::vector<std::vector<int32_t>> texts = {text(1, 12, model.config.vocab_size)};
         const Outcome before = run(transformer, *e.ctx, {{adapter.get(), texts}}), after = run(transformer, *e.ctx, {{&loaded, texts}});
-        EXPECT_TRUE(same_bits(before.logits[0], after.logits[0])) << name << " " << adapter_kind_name(kind) << " " << targets;
+        EXPECT_TRUE(same_bits(before.logits[0], after.logits[0])) << name << " " << kind.name() << " " << targets;
         EXPECT_EQ(adapter->parameters(), loaded.parameters());
       }
   }
@@ -192,7 +200,7 @@ TEST(Adapter, MergedWeightsGiveTheAdaptersLogits) {
   trainable.trainable = true;
   for (const std::string& name : {std::string("llama_gqa_untied"), std::string("gpt_neox"), std::string("gpt2"), std::string("opt_prenorm")}) {
     Engine e;
-    for (AdapterKind kind : {AdapterKind::lora, AdapterKind::ia3}) {
+    for (const Kind& kind : {Kind(AdapterKind::lora), Kind(AdapterKind::ia3), Kind(AdapterKind::lora, true)}) {
       Model model = load_model(oracle(name), e.kernels, trainable);
       Transformer transformer(model, 64);
       const auto adapter = random_adapter(model, e.kernels, kind, 4);
@@ -206,21 +214,22 @@ TEST(Adapter, MergedWeightsGiveTheAdaptersLogits) {
       const std::vector<float> got = logits_of(transformer, *e.ctx, rows);
       double worst = 0;
       for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::fabs(double(got[i]) - double(want.logits[0][i])));
-      EXPECT_LE(worst, 1e-4) << name << " " << adapter_kind_name(kind);
+      EXPECT_LE(worst, 1e-4) << name << " " << kind.name();
     }
   }
 }
 
-TEST(Adapter, FreshLoraAndIa3ChangeNothing) {
+TEST(Adapter, FreshLoraDoraAndIa3ChangeNothing) {
   Engine e;
   Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
   Transformer transformer(model, 64);
   Rows rows;
   rows.add(text(6, 15, model.config.vocab_size));
   const std::vector<float> base = logits_of(transformer, *e.ctx, rows);
-  for (AdapterKind kind : {AdapterKind::lora, AdapterKind::ia3}) {
+  for (const Kind& kind : {Kind(AdapterKind::lora), Kind(AdapterKind::ia3), Kind(AdapterKind::lora, true)}) {
     AdapterOptions o;
-    o.kind = kind;
+    o.kind = kind.kind;
+    o.dora = kind.dora;
     Adapter adapter(model, e.kernels, o);
     const AdapterSegment segment{0, 15, &adapter};
     const ArenaScope scope(e.ctx->saved);
@@ -228,7 +237,7 @@ TEST(Adapter, FreshLoraAndIa3ChangeNothing) {
     batch.segments = &segment;
     batch.n_segments = 1;
     const Var y = transformer.logits(*e.ctx, transformer.forward(*e.ctx, batch));
-    EXPECT_TRUE(same_bits(base, std::vector<float>(y.t.f32(), y.t.f32() + y.t.numel()))) << adapter_kind_name(kind);
+    EXPECT_TRUE(same_bits(base, std::vector<float>(y.t.f32(), y.t.f32() + y.t.numel()))) << kind.name();
   }
 }
 
@@ -256,7 +265,7 @@ TEST(Adapter, OutputMatrixOfItsOwn) {
   write_json(dir / "adapter_config.json", config);
   Adapter adapter(model, e.kernels, dir.path());
   adapter.enable_gradients();
-  ASSERT_TRUE(adapter.head());
+  ASSERT_TRUE(adapter.replaces());
   Transformer transformer(model, 64);
   const std::vector<std::vector<int32_t>> texts = {text(1, 12, model.config.vocab_size)};
   const Outcome own = run(transformer, *e.ctx, {{&adapter, texts}}), base = run(transformer, *e.ctx, {{lora.get(), texts}});
@@ -274,6 +283,154 @@ TEST(Adapter, OutputMatrixOfItsOwn) {
   rows.add(texts[0]);
   const std::vector<float> got = logits_of(transformer, *e.ctx, rows);
   for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], own.logits[0][i], 1e-4);
+}
+
+// DoRA's norms are kept between calls without a tape: they must follow a change of A or B.
+TEST(Adapter, KeptNormsFollowTheWeights) {
+  Engine e;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  Transformer transformer(model, 64);
+  const auto adapter = random_adapter(model, e.kernels, {AdapterKind::lora, true}, 3);
+  Rows rows;
+  rows.add(text(6, 15, model.config.vocab_size));
+  Batch batch = rows.batch();
+  const AdapterSegment segment{0, batch.n, adapter.get()};
+  batch.segments = &segment;
+  batch.n_segments = 1;
+  const auto logits = [&](bool taped) {
+    const ArenaScope scope(e.ctx->saved);
+    Tape tape;
+    if (taped) e.ctx->tape = &tape;
+    const Var y = transformer.logits(*e.ctx, transformer.forward(*e.ctx, batch));
+    e.ctx->tape = nullptr;
+    return std::vector<float>(y.t.f32(), y.t.f32() + y.t.numel());
+  };
+  const std::vector<float> before = logits(false);
+  EXPECT_TRUE(same_bits(before, logits(false)));
+  EXPECT_TRUE(same_bits(before, logits(true)));
+  adapter->for_each_parameter([](const std::string& name, Weight& w) {
+    if (name.find("lora_B") != std::string::npos) static_cast<float*>(const_cast<void*>(w.data))[0] += 0.5f;
+  });
+  const std::vector<float> after = logits(false);
+  EXPECT_FALSE(same_bits(before, after));
+  EXPECT_TRUE(same_bits(after, logits(true)));
+}
+
+// Biases and whole modules of a fresh adapter begin as the base's, learn, and survive a save.
+TEST(Adapter, FreshAdapterWithBiasesAndWholeModules) {
+  for (const std::string& name : {std::string("gpt2"), std::string("opt_prenorm"), std::string("qwen2")}) {
+    Engine e;
+    Model model = load_model(oracle(name), e.kernels);
+    Transformer transformer(model, 64);
+    AdapterOptions o;
+    o.bias = AdapterBias::all;
+    o.modules_to_save = {"lm_head"};
+    Adapter adapter(model, e.kernels, o);
+    adapter.enable_gradients();
+    Rows rows;
+    rows.add(text(6, 12, model.config.vocab_size));
+    const Outcome fresh = run(transformer, *e.ctx, {{&adapter, {rows.ids}}});
+    EXPECT_TRUE(same_bits(fresh.logits[0], logits_of(transformer, *e.ctx, rows))) << name;
+    Philox rng(1, 99);
+    adapter.for_each_parameter([&](const std::string&, Weight& w) {
+      auto* data = static_cast<float*>(const_cast<void*>(w.data));
+      for (int64_t i = 0; i < w.numel(); ++i) data[i] += static_cast<float>(0.05 * rng.normal());
+    });
+    const Outcome moved = run(transformer, *e.ctx, {{&adapter, {rows.ids}}});
+    EXPECT_FALSE(same_bits(fresh.logits[0], moved.logits[0])) << name;
+    const ScratchDir dir;
+    adapter.save(dir.path(), "base");
+    Adapter loaded(model, e.kernels, dir.path());
+    loaded.enable_gradients();
+    const Outcome again = run(transformer, *e.ctx, {{&loaded, {rows.ids}}});
+    EXPECT_TRUE(same_bits(moved.logits[0], again.logits[0])) << name;
+    EXPECT_TRUE(same_bits(moved.gradients[0], again.gradients[0])) << name;
+    // Folding gives a tied model an output matrix of its own.
+    LoadOptions trainable;
+    trainable.trainable = true;
+    Model folded = load_model(oracle(name), e.kernels, trainable);
+    EXPECT_EQ(adapter.unties(), folded.config.tied);
+    if (adapter.unties()) untie(folded, e.kernels);
+    adapter.merged(folded, e.kernels, [&](const ExportedTensor& t) { EXPECT_TRUE(import_tensor(folded, t)) << t.name; });
+    Transformer plain(folded, 64);
+    const std::vector<float> got = logits_of(plain, *e.ctx, rows);
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], moved.logits[0][i], 1e-4) << name;
+  }
+}
+
+// Spellings of keys that versions of PEFT have used.
+TEST(Adapter, KeysOfOtherVersions) {
+  Engine e;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  const auto dora = random_adapter(model, e.kernels, {AdapterKind::lora, true}, 1, "q_proj");
+  const ScratchDir dir;
+  dora->save(dir.path(), "base");
+  std::vector<ExportedTensor> tensors;
+  dora->export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) { tensors.push_back(t); });
+  const auto loads_as = [&](const std::function<std::string(std::string)>& rename) {
+    std::vector<NamedTensor> named;
+    for (const ExportedTensor& t : tensors) named.push_back({rename(t.name), SafetensorsDtype::f32, t.shape, t.data.data()});
+    write_safetensors(dir / "adapter_model.safetensors", named);
+    Adapter loaded(model, e.kernels, dir.path());
+    size_t i = 0;
+    loaded.export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) {
+      EXPECT_EQ(t.name, tensors.at(i).name);
+      EXPECT_TRUE(same_bits(t.data, tensors.at(i++).data));
+    });
+    EXPECT_EQ(i, tensors.size());
+  };
+  const auto replace = [](std::string text, const std::string& from, const std::string& to) {
+    const size_t at = text.find(from);
+    return at == std::string::npos ? text : text.replace(at, from.size(), to);
+  };
+  loads_as([&](std::string n) { return replace(n, "lora_magnitude_vector", "lora_magnitude_vector.weight"); });
+  loads_as([&](std::string n) { return replace(n, "lora_magnitude_vector", "lora_magnitude_vector.default.weight"); });
+  loads_as([&](std::string n) { return replace(n, ".lora_A.", ".lora_A.default."); });
+  loads_as([&](std::string n) { return replace(n, "base_model.model.model.", "base_model.model."); });  // of the bare model
+  EXPECT_THROW(loads_as([&](std::string n) { return replace(n, "layers.1.", "layers.7."); }), Error);
+}
+
+TEST(Adapter, ConfigurationsThatChangeTheResultAreRefusedByName) {
+  Engine e;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  const auto adapter = random_adapter(model, e.kernels, AdapterKind::lora, 1, "q_proj");
+  const ScratchDir dir;
+  adapter->save(dir.path(), "base");
+  const nlohmann::json config = read_json(dir / "adapter_config.json");
+  const auto outcome = [&](const std::string& key, const nlohmann::json& value) -> std::string {
+    nlohmann::json changed = config;
+    changed[key] = value;
+    write_json(dir / "adapter_config.json", changed);
+    try {
+      const Adapter loaded(model, e.kernels, dir.path());
+      return loaded.warnings().empty() ? "" : "warning: " + loaded.warnings()[0];
+    } catch (const Error& error) {
+      return std::to_string(static_cast<int>(error.code())) + ": " + error.what();
+    }
+  };
+  for (const auto& [key, value] : std::vector<std::pair<std::string, nlohmann::json>>{
+           {"init_lora_weights", "pissa"}, {"init_lora_weights", "pissa_niter_16"}, {"init_lora_weights", "olora"},
+           {"init_lora_weights", "loftq"}, {"layer_replication", nlohmann::json::array({1})}, {"lora_bias", true},
+           {"trainable_token_indices", nlohmann::json::array({1, 2})}, {"peft_type", "P_TUNING"}, {"peft_type", "ADALORA"}, {"peft_type", "LOHA"}}) {
+    const std::string text = outcome(key, value);
+    EXPECT_EQ(text.substr(0, 2), "5:") << key << " " << value << ": " << text;
+    EXPECT_NE(text.find(value.is_string() ? value.get<std::string>() : key), std::string::npos) << text;
+  }
+  for (const auto& [key, value] : std::vector<std::pair<std::string, nlohmann::json>>{
+           {"init_lora_weights", "gaussian"}, {"init_lora_weights", false}, {"lora_bias", false}, {"exclude_modules", nlohmann::json::array({"k_proj"})},
+           {"trainable_token_indices", nullptr}, {"peft_version", "0.18.0"}, {"eva_config", nullptr}})
+    EXPECT_EQ(outcome(key, value), "") << key << " " << value;
+  const std::string unknown = outcome("a_field_of_the_future", 1);
+  EXPECT_EQ(unknown.substr(0, 8), "warning:") << unknown;
+  EXPECT_NE(unknown.find("a_field_of_the_future"), std::string::npos) << unknown;
+  EXPECT_EQ(outcome("exclude_modules", nlohmann::json::array({"q_proj"})).substr(0, 2), "3:");
+  EXPECT_EQ(outcome("modules_to_save", nlohmann::json::array({"score"})).substr(0, 2), "3:");
+  EXPECT_EQ(outcome("target_modules", nlohmann::json::array({"q_proj", "lm_head"})).substr(0, 2), "5:");
+  EXPECT_EQ(outcome("rank_pattern", nlohmann::json::object({{"(", 3}})).substr(0, 2), "3:");
+  EXPECT_EQ(outcome("rank_pattern", nlohmann::json::object({{"q_proj", 0}})).substr(0, 2), "3:");
+  EXPECT_EQ(outcome("layers_to_transform", nlohmann::json::array({"one"})).substr(0, 2), "3:");
+  EXPECT_EQ(outcome("bias", "some").substr(0, 2), "3:");
+  EXPECT_EQ(outcome("bias", "lora_only"), "");  // PEFT 0.12 does not store them
 }
 
 TEST(Adapter, DamagedFilesAreRefusedByName) {
@@ -300,7 +457,7 @@ TEST(Adapter, DamagedFilesAreRefusedByName) {
   EXPECT_EQ(code_with("r", 7), 3);  // shapes no longer fit
   EXPECT_EQ(code_with("r", "many"), 3);
   EXPECT_EQ(code_with("peft_type", "VERA"), 5);
-  EXPECT_EQ(code_with("use_dora", true), 5);
+  EXPECT_EQ(code_with("use_dora", true), 3);  // has no magnitudes
   EXPECT_EQ(code_with("target_modules", nlohmann::json::array({"q_proj", "v_proj"})), 3);  // v_proj has no tensors
   EXPECT_EQ(code_with("target_modules", "(unclosed"), 3);
 }

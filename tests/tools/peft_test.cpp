@@ -10,7 +10,7 @@ namespace {
 std::string data(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/" + name; }
 
 TEST(Peft, AdaptersMeetTheirReferenceOnEveryTier) {
-  for (const char* name : {"llama_lora", "llama_ia3", "llama_prompt_tuning", "llama_prefix_tuning", "neox_lora"})
+  for (const char* name : {"llama_lora", "llama_dora", "llama_ia3", "llama_prompt_tuning", "llama_prefix_tuning", "neox_lora"})
     for (const char* isa : {"ref", "avx2", "avx512"}) {
       Tier tier;
       if (!tier_from_name(isa, &tier) || !tier_supported(tier)) continue;

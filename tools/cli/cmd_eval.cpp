@@ -149,6 +149,8 @@ Loaded load(const EvalOptions& o, Session& session) {
   Loaded l{load_model(o.model, session.kernels(), options), Tokenizer::load(tokenizer_path), tokenizer_path, -1, -1, nullptr};
   quantize_model(l.model, session.kernels(), parse_load_format(o.load_as), &session.budget());
   if (!o.adapter.empty()) l.adapter = std::make_unique<Adapter>(l.model, session.kernels(), o.adapter, &session.budget());
+  if (l.adapter && !o.common.quiet)
+    for (const std::string& w : l.adapter->warnings()) warn(w);
   if (!o.common.quiet)
     for (const std::string& w : l.model.warnings) warn(w);
   const ModelConfig& c = l.model.config;
@@ -550,7 +552,7 @@ void add_eval(CLI::App& app, Run* run) {
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
   command->add_option("--load-as", o->load_as,
                       "pack the base while loading: q8, q4, q2; with a group q4-g32, q4-g64, q4-row; and a kind q4-g32-sym, q4-g32-min; default: as stored");
-  command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
+  command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, DoRA, IA3, prompt or prefix tuning)");
   command->add_option("--kv", o->kv, "how keys and values are kept: f32 (default), f16, int8");
   command->add_option("--ppl", o->ppl, "text whose perplexity is measured");
   command->add_option("--choices", o->choices, "multiple-choice questions, one JSON object per line");

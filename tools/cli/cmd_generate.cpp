@@ -34,6 +34,8 @@ int run_generate(const Options& o) {
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? default_tokenizer_path(o.model) : o.tokenizer);
   std::unique_ptr<Adapter> adapter;
   if (!o.adapter.empty()) adapter = std::make_unique<Adapter>(model, session.kernels(), o.adapter, &session.budget());
+  if (adapter && !o.common.quiet)
+    for (const std::string& w : adapter->warnings()) warn(w);
   const int64_t virtuals = adapter ? adapter->n_virtual() : 0;
   const double loaded = seconds_now();
 
@@ -140,7 +142,7 @@ void add_generate(CLI::App& app, Run* run) {
   command->add_option("--tokenizer", o->tokenizer, "tokenizer file or directory; default: beside the model");
   command->add_option("--load-as", o->load_as,
                       "pack the base while loading: q8, q4, q2; with a group q4-g32, q4-g64, q4-row; and a kind q4-g32-sym, q4-g32-min; default: as stored");
-  command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, IA3, prompt or prefix tuning)");
+  command->add_option("--adapter", o->adapter, "PEFT adapter directory (LoRA, DoRA, IA3, prompt or prefix tuning)");
   command->add_option("--kv", o->kv, "how keys and values are kept: f32 (default), f16, int8");
   auto* prompt = command->add_option("--prompt", o->prompt, "text to continue; empty starts from BOS");
   command->add_option("--prompt-file", o->prompt_file, "file with the text to continue")->excludes(prompt);

@@ -253,10 +253,12 @@ int run_merge(const MergeOptions& o) {
     throw Error(ErrorCode::usage, "--out " + o.out + ": already holds a model", "choose a new directory");
   LoadOptions options;
   options.budget = &session.budget();
-  const Model model = load_model(o.model, session.kernels(), options);
+  Model model = load_model(o.model, session.kernels(), options);
   if (!o.common.quiet)
     for (const std::string& w : model.warnings) warn(w);
   const Adapter adapter(model, session.kernels(), o.adapter, &session.budget());
+  if (!o.common.quiet)
+    for (const std::string& w : adapter.warnings()) warn(w);
   // An adapter that adds tokens is refused before anything is written.
   if (adapter.kind() == AdapterKind::prompt || adapter.kind() == AdapterKind::prefix)
     adapter.merged(model, session.kernels(), [](const ExportedTensor&) {});
@@ -269,7 +271,12 @@ int run_merge(const MergeOptions& o) {
     if (!o.tokenizer.empty()) throw;
     warn(std::string("no tokenizer is written: ") + e.what());
   }
-  const int64_t changed = write_model(o.out, model, session.kernels(), base_config(model), dtype, &adapter);
+  Json config = base_config(model);
+  if (adapter.unties()) {
+    untie(model, session.kernels());
+    config["tie_word_embeddings"] = false;
+  }
+  const int64_t changed = write_model(o.out, model, session.kernels(), config, dtype, &adapter);
   if (o.common.json)
     print_json({{"schema", "thimble.model/1"}, {"model", o.model}, {"adapter", o.adapter}, {"dtype", o.dtype},
                 {"tensors_changed", changed}, {"out", o.out}});
@@ -282,7 +289,8 @@ void add_merge(CLI::App& model, Run* run) {
   CLI::App* command = model.add_subcommand("merge", "fold an adapter into the weights of its base");
   command->footer(
       "Example: thimble model merge --model DIR --adapter ADAPTER --out MERGED --dtype bf16\n"
-      "The result is a Hugging Face directory. LoRA and IA3 can be merged; prompts and prefixes cannot, they add tokens.");
+      "The result is a Hugging Face directory. LoRA, DoRA and IA3 can be merged; prompts and prefixes cannot, they add tokens.\n"
+      "A packed base is decoded first: the result is dense, and can be packed again with thimble quantize.");
   auto o = std::make_shared<MergeOptions>();
   command->add_option("--model", o->model, "base model: directory or llama2.c .bin file")->required();
   command->add_option("--adapter", o->adapter, "PEFT adapter directory")->required();

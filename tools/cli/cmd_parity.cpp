@@ -51,6 +51,8 @@ class Parity {
     model_ = load_model(peft ? base_of_adapter() : o_.dir, session_.kernels(), load);
     for (const std::string& w : model_.warnings) warn(w);
     if (peft) adapter_ = std::make_unique<Adapter>(model_, session_.kernels(), o_.dir, &session_.budget());
+    if (adapter_)
+      for (const std::string& w : adapter_->warnings()) warn(w);
     if (wants_grads_) {
       if (adapter_)
         adapter_->enable_gradients();
@@ -232,6 +234,7 @@ class Parity {
 
   // Folds the adapter into the base, compares the folded weights, then the logits of the folded model.
   void compare_merged() {
+    if (adapter_->unties()) untie(model_, session_.kernels());
     adapter_->merged(model_, session_.kernels(), [&](const ExportedTensor& t) {
       remember("merged." + t.name, t.data.data(), t.data.size() * sizeof(float));
       THIMBLE_CHECK(import_tensor(model_, t));

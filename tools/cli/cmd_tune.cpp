@@ -20,15 +20,20 @@ namespace {
 struct TuneOptions {
   CommonOptions common;
   TrainFlags train;
-  std::string model, tokenizer, load_as, data, eval_data, method, overlong = "error", init = "default";
+  std::string model, tokenizer, load_as, data, eval_data, method, overlong = "error", init = "default", bias = "none";
   AdapterOptions adapter;
 };
 
-constexpr const char* kMethods = "lora, full, prompt, prefix, ia3";
+constexpr const char* kMethods = "lora, dora, full, prompt, prefix, ia3";
 
 bool is_full(const TuneOptions& o) { return o.method == "full"; }
 
 void read_method(TuneOptions& o) {
+  if (o.method == "dora") {
+    o.adapter.kind = AdapterKind::lora;
+    o.adapter.dora = true;
+    return;
+  }
   for (AdapterKind kind : {AdapterKind::lora, AdapterKind::ia3, AdapterKind::prompt, AdapterKind::prefix})
     if (o.method == adapter_kind_name(kind)) {
       o.adapter.kind = kind;
@@ -64,12 +69,27 @@ std::string identity(const TuneOptions& o, const Model& model) {
   if (!is_full(o))
     text += fmt::format(" rank={} alpha={:a} dropout={:a} rslora={} targets={} virtual={}", a.rank, a.alpha, a.dropout,
                         a.rslora, a.targets, a.n_virtual);
+  if (!is_full(o)) {
+    if (a.dora) text += " dora";
+    if (a.bias != AdapterBias::none) text += std::string(" bias=") + adapter_bias_name(a.bias);
+    for (const std::string& m : a.modules_to_save) text += " save=" + m;
+  }
   return text;
+}
+
+void check_adapter_flags(TuneOptions& o) {
+  const bool lora = !is_full(o) && o.adapter.kind == AdapterKind::lora, linear = !is_full(o) && (lora || o.adapter.kind == AdapterKind::ia3);
+  if (o.adapter.dora && !lora) throw Error(ErrorCode::usage, "--dora: is for --method lora", "use --method dora");
+  if (o.bias != "none" && !lora) throw Error(ErrorCode::usage, "--bias " + o.bias + ": is for --method lora and dora", "leave it out");
+  if (!o.adapter.modules_to_save.empty() && !linear)
+    throw Error(ErrorCode::usage, "--modules-to-save: is for --method lora, dora and ia3", "leave it out");
+  o.adapter.bias = o.bias == "all" ? AdapterBias::all : o.bias == "lora_only" ? AdapterBias::lora_only : AdapterBias::none;
 }
 
 int run_tune(TuneOptions& o) {
   install_stop_handlers();
   read_method(o);
+  check_adapter_flags(o);
   const bool full = is_full(o);
   prepare_train_flags(o.train, o.common, default_lr(o));
   if (!o.train.dry_run && same_path(o.model, o.train.out))
@@ -173,7 +193,13 @@ void add_tune(CLI::App& app, Run* run) {
   command->add_option("--rank", o->adapter.rank, "of LoRA; default 8");
   command->add_option("--alpha", o->adapter.alpha, "of LoRA: the scale is alpha / rank; default 8");
   command->add_flag("--rslora", o->adapter.rslora, "the scale of LoRA is alpha / sqrt(rank)");
+  command->add_flag("--dora", o->adapter.dora, "LoRA with a magnitude of its own per output; the same as --method dora");
   command->add_option("--dropout", o->adapter.dropout, "of LoRA; default 0");
+  command->add_option("--bias", o->bias, "LoRA: biases of the base that learn too: none (default), lora_only, all")
+      ->check(CLI::IsMember({"none", "lora_only", "all"}));
+  command->add_option("--modules-to-save", o->adapter.modules_to_save,
+                      "LoRA, IA3: modules of the base that learn as a whole, for example lm_head")
+      ->delimiter(',');
   command->add_option("--targets", o->adapter.targets,
                       "LoRA, IA3: modules to adapt, a regular expression or all-linear; default: PEFT's");
   command
@@ -181,7 +207,7 @@ void add_tune(CLI::App& app, Run* run) {
                    "initial values; only default: adapters that change nothing, prompts from embeddings")
       ->check(CLI::IsMember({"default"}));
   command->add_option("--virtual-tokens", o->adapter.n_virtual, "prompt, prefix: default 8");
-  add_train_options(*command, o->train, "by method: full 1e-4, lora 1e-3, ia3 5e-3, prefix 1e-2, prompt 3e-2");
+  add_train_options(*command, o->train, "by method: full 1e-4, lora and dora 1e-3, ia3 5e-3, prefix 1e-2, prompt 3e-2");
   add_common_options(*command, o->common);
   command->callback([o, run] { *run = [o] { return run_tune(*o); }; });
 }
