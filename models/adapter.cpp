@@ -9,8 +9,11 @@
 
 #include "kernels/kernel_table.h"
 #include "models/adapter_names.h"
+#include "models/adapter_gguf.h"
+#include "models/io/gguf.h"
 #include "models/io/safetensors.h"
 #include "models/io/tensor_source.h"
+#include "models/loader.h"
 #include "models/packed.h"
 #include "tensor/context.h"
 #include "tensor/error.h"
@@ -62,6 +65,11 @@ Weight* Adapter::make(int64_t rows, int64_t cols) {
   return &weights_.back();
 }
 
+std::string Adapter::field(const std::string& name) const {
+  if (!path_.empty()) return fmt::format("{}: field \"{}\"", path_, name);
+  return name == "target_modules" ? "--targets" : "--modules-to-save";
+}
+
 // ---- what the adapter consists of ----
 
 void Adapter::add_lora(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const std::string& module) {
@@ -111,6 +119,55 @@ void Adapter::add_embedding(const TensorRule& rule, const std::string& module) {
   entries_.push_back(std::move(b));
 }
 
+// The loss reads the output matrix in one fused op, so this LoRA is folded into a copy of it.
+void Adapter::add_head(const Model& model, const KernelTable& kernels, const TensorRule& rule, const std::string& module) {
+  const std::string key = kRoot + module;
+  const auto [rank, alpha] = config_.scaling(module);
+  head_.scale = static_cast<float>(alpha / (config_.rslora ? std::sqrt(double(rank)) : double(rank)));
+  head_.lora_a = make(rank, model_.embed_dim);
+  head_.lora_b = make(model_.vocab_size, rank);
+  Entry a{key + ".lora_A.weight", {rank, model_.embed_dim}, Part::lora_a, &rule, 0};
+  a.parts = {head_.lora_a};
+  Entry b{key + ".lora_B.weight", {model_.vocab_size, rank}, Part::lora_b, &rule, 0};
+  b.parts = {head_.lora_b};
+  a.frozen = b.frozen = true;
+  entries_.push_back(std::move(a));
+  entries_.push_back(std::move(b));
+  if (config_.dora) {
+    head_.magnitude = make(1, model_.vocab_size);
+    Entry m{key + ".lora_magnitude_vector", {model_.vocab_size}, Part::magnitude, &rule, 0};
+    m.vector = m.frozen = true;
+    m.parts = {head_.magnitude};
+    entries_.push_back(std::move(m));
+  }
+  if (!own_) {
+    own_ = std::make_unique<ModelWeights>();
+    own_->layers.resize(size_t(model_.n_layers));
+  }
+  Weight& w = own_->lm_head;
+  w.rows = model_.vocab_size;
+  w.cols = model_.embed_dim;
+  w.data = store_.allocate(size_t(w.numel()) * sizeof(float));
+  dequantize(kernels, model.weights.lm_head ? model.weights.lm_head : model.weights.token_embed, values_of(w));
+  replaced_.insert({Role::lm_head, 0});
+}
+
+void Adapter::fold_head() {
+  if (!head_.lora_a) return;
+  // A matrix that was stored beside its LoRA is not what the weight now holds.
+  entries_.erase(std::remove_if(entries_.begin(), entries_.end(),
+                                [](const Entry& e) { return e.part == Part::whole && e.rule->roles[0] == Role::lm_head; }),
+                 entries_.end());
+  Weight& w = own_->lm_head;
+  std::vector<double> row(static_cast<size_t>(w.cols));
+  for (int64_t r = 0; r < w.rows; ++r) {
+    float* values = values_of(w) + r * w.cols;
+    std::copy_n(values, w.cols, row.begin());
+    head_.fold(r, w.cols, row.data());
+    for (int64_t i = 0; i < w.cols; ++i) values[i] = static_cast<float>(row[static_cast<size_t>(i)]);
+  }
+}
+
 void Adapter::add_ia3(const TensorRule& rule, int64_t layer, const std::string& module, bool input) {
   Entry e{kRoot + module + ".ia3_l", {}, Part::ia3, &rule, layer, !input, !input};
   int64_t rows = 0;
@@ -144,9 +201,15 @@ void Adapter::add_whole(const TensorRule& rule, int64_t layer, const std::string
   e.optional = optional;
   e.frozen = frozen;
   e.transposed = layout_is_transposed(rule.layout);
-  int64_t rows = 0, cols = 0;
+  if (rule.layout == Layout::blocks)
+    throw Error(ErrorCode::unsupported, fmt::format("{}: {} is not supported", field("modules_to_save"), quote_for_message(rule_name(rule, layer))),
+                "merge the adapter with PEFT and load the merged model");
   for (Role role : rule.roles) {
     RoleShape s = role_shape(model_, role);
+    if (role == Role::lm_head && own_->lm_head) {  // the matrix that LoRA is folded into
+      e.parts.push_back(&own_->lm_head);
+      continue;
+    }
     if (role == Role::lm_head) s = {model_.vocab_size, model_.embed_dim, false};  // also of a tied model
     Weight& w = own_->at(role, layer);
     w.rows = s.rows;
@@ -155,10 +218,9 @@ void Adapter::add_whole(const TensorRule& rule, int64_t layer, const std::string
     replaced_.insert({role, role_is_layer(role) ? layer : 0});
     e.vector = s.vector;
     e.parts.push_back(&w);
-    rows += s.vector ? s.cols : s.rows;
-    cols = s.cols;
   }
-  e.shape = e.vector ? std::vector<int64_t>{rows} : e.transposed ? std::vector<int64_t>{cols, rows} : std::vector<int64_t>{rows, cols};
+  e.shape = file_shape(model_, rule);
+  if (rule.roles[0] == Role::lm_head) e.shape = {model_.vocab_size, model_.embed_dim};
   entries_.push_back(std::move(e));
 }
 
@@ -170,7 +232,7 @@ void Adapter::add_biases(const Model& model) {
       const std::string name = rule_name(rule, layer);
       const std::string end = ".bias";
       if (name.size() <= end.size() || name.compare(name.size() - end.size(), end.size(), end) != 0) continue;
-      if (role_shape(model_, rule.roles[0]).rows == 0 || replaced_.count({rule.roles[0], layer})) continue;
+      if (rule_blocks(model_, rule) == 0 || replaced_.count({rule.roles[0], layer})) continue;
       const std::string module = name.substr(0, name.size() - end.size());
       const bool targeted = config_.selects(module) && std::any_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
                               return e.part == Part::lora_a && e.key == kRoot + module + ".lora_A.weight";
@@ -185,7 +247,7 @@ void Adapter::add_biases(const Model& model) {
 void Adapter::build_module(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const std::string& module) {
   const Role role = rule.roles[0];
   const auto refuse = [&](const std::string& what) {
-    throw Error(ErrorCode::unsupported, fmt::format("{}: field \"target_modules\": {} is not supported", path_, what),
+    throw Error(ErrorCode::unsupported, fmt::format("{}: {} is not supported", field("target_modules"), what),
                 "leave it out of target_modules, or merge the adapter with PEFT and load the merged model");
   };
   if (is_linear(role)) {
@@ -193,6 +255,7 @@ void Adapter::build_module(const Model& model, const KernelTable& kernels, const
     return add_ia3(rule, layer, module, config_.feedforward.matches_end(module));
   }
   if (config_.all_linear && (role == Role::token_embed || role == Role::lm_head || role == Role::pos_embed)) return;
+  if (role == Role::lm_head && kind() == AdapterKind::lora && !path_.empty()) return add_head(model, kernels, rule, module);
   if (role != Role::token_embed) refuse(fmt::format("an adapter of module {}", quote_for_message(module)));
   if (kind() != AdapterKind::lora || config_.dora) refuse(fmt::format("{} of the embedding {}", config_.dora ? "DoRA" : "IA3", quote_for_message(module)));
   add_embedding(rule, module);
@@ -206,12 +269,12 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
       if (!role_is_layer(rule.roles[0]) && layer > 0) continue;
       const RoleShape s = role_shape(model_, rule.roles[0]);
       const std::string module = module_path(rule, layer);
-      if (module.empty() || s.rows == 0 || s.vector) continue;
+      if (module.empty() || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head) || s.vector) continue;
       if (layer == 0 && is_linear(rule.roles[0])) linears += (linears.empty() ? "" : ", ") + module;
       if (config_.selects(module)) build_module(model, kernels, rule, layer, module);
     }
   if (entries_.empty())
-    throw Error(ErrorCode::input, path_ + ": field \"target_modules\" matches no linear layer of the base model",
+    throw Error(ErrorCode::input, field("target_modules") + ": matches no linear layer of the base model",
                 "the adapter belongs to another model; modules of layer 0: " + linears);
   std::set<std::string> found;
   if (!config_.modules_to_save.empty())
@@ -219,10 +282,10 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
       const int64_t copies = role_is_layer(rule.roles[0]) ? model_.n_layers : 1;
       for (int64_t layer = 0; layer < copies; ++layer) {
         const std::string name = rule_name(rule, layer);
-        if (!config_.saves(name) || (role_shape(model_, rule.roles[0]).rows == 0 && rule.roles[0] != Role::lm_head)) continue;
+        if (!config_.saves(name) || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head)) continue;
         for (const Entry& e : entries_)
           if (e.rule == &rule && e.layer == layer)
-            throw Error(ErrorCode::input, fmt::format("{}: field \"modules_to_save\": {} is adapted as well", path_, quote_for_message(name)), "");
+            throw Error(ErrorCode::input, fmt::format("{}: {} is adapted as well", field("modules_to_save"), quote_for_message(name)), "");
         add_whole(rule, layer, kRoot + name, false, false);
         for (const std::string& n : config_.modules_to_save) {
           AdapterConfig one;
@@ -233,7 +296,7 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
     }
   for (const std::string& n : config_.modules_to_save)
     if (!found.count(n))
-      throw Error(ErrorCode::input, fmt::format("{}: field \"modules_to_save\": the base model has no module {}", path_, quote_for_message(n)),
+      throw Error(ErrorCode::input, fmt::format("{}: the base model has no module {}", field("modules_to_save"), quote_for_message(n)),
                   "the adapter belongs to another model");
   if (config_.bias != AdapterBias::none) add_biases(model);
 }
@@ -248,13 +311,11 @@ void Adapter::choose_targets(const Model& model, const std::string& targets) {
   std::string modules;
   std::vector<std::string> paths, names, ends;
   std::set<std::string> last_parts;
-  int64_t linears = 0;
   for (int64_t layer = 0; layer < model_.n_layers; ++layer)
     for (const TensorRule& rule : model.family->tensors) {
-      if (!is_linear(rule.roles[0]) || role_shape(model_, rule.roles[0]).rows == 0) continue;
+      if (!is_linear(rule.roles[0]) || rule_blocks(model_, rule) == 0) continue;
       const std::string module = module_path(rule, layer);
       if (layer == 0) modules += (modules.empty() ? "" : ", ") + module;
-      ++linears;
       const bool hit = all || (targets.empty() ? std::any_of(rule.roles.begin(), rule.roles.end(),
                                                              [&](Role r) { return std::find(defaults.begin(), defaults.end(), r) != defaults.end(); })
                                                : pattern.found_in(module));
@@ -273,13 +334,13 @@ void Adapter::choose_targets(const Model& model, const std::string& targets) {
   size_t expressed = 0;
   for (int64_t layer = 0; layer < model_.n_layers; ++layer)
     for (const TensorRule& rule : model.family->tensors)
-      if (is_linear(rule.roles[0]) && role_shape(model_, rule.roles[0]).rows > 0 && suffixes.matches(module_path(rule, layer))) ++expressed;
+      if (is_linear(rule.roles[0]) && rule_blocks(model_, rule) > 0 && suffixes.matches(module_path(rule, layer))) ++expressed;
   config_.targets = expressed == paths.size() ? suffixes : ModuleNames(paths);
   if (ia3) config_.feedforward = ModuleNames(ends);
 }
 
 Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& o, MemoryBudget* budget)
-    : path_("--targets"), model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
+    : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
   config_.kind = o.kind;
   config_.rank = o.rank;
   config_.alpha = o.alpha;
@@ -342,14 +403,24 @@ void Adapter::initialise(const Model& model, const KernelTable& kernels, uint64_
 
 Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::string& path, MemoryBudget* budget)
     : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
+  if (!is_directory(path) && file_exists(path) && GgufFile::present(path)) {
+    path_ = path;
+    GgufAdapter gguf = read_gguf_adapter(model, path);
+    config_ = std::move(gguf.config);
+    build(model, kernels);
+    load(model, *gguf.tensors);
+    fold_head();
+    return;
+  }
   path_ = join_path(path, "adapter_config.json");
-  if (!file_exists(path_)) throw Error(ErrorCode::input, path + ": has no adapter_config.json", "give a PEFT adapter directory");
+  if (!file_exists(path_)) throw Error(ErrorCode::input, path + ": has no adapter_config.json", "give a PEFT adapter directory, or a LoRA adapter in GGUF");
   config_ = read_adapter_config(path_);
   const std::string tensors = join_path(path, "adapter_model.safetensors");
   if (!file_exists(tensors)) throw Error(ErrorCode::input, path + ": has no adapter_model.safetensors", "save the adapter in safetensors format");
   const SafetensorsSet file(tensors);
   build(model, kernels);
   load(model, file);
+  fold_head();
 }
 
 void Adapter::copy(const Entry& e, size_t part, float* file, float* weight, bool to_file) const {
@@ -383,7 +454,7 @@ void Adapter::copy(const Entry& e, size_t part, float* file, float* weight, bool
 bool Adapter::add_saved_embedding(const Model& model, const std::string& name, const std::string& key) {
   for (const TensorRule& rule : model.family->tensors) {
     if ((rule.roles[0] != Role::token_embed && rule.roles[0] != Role::lm_head) || rule_name(rule, 0) != name) continue;
-    if (replaced_.count({rule.roles[0], 0})) return false;
+    if (replaced_.count({rule.roles[0], 0}) && !(rule.roles[0] == Role::lm_head && head_.lora_a)) return false;
     add_whole(rule, 0, key, false, true);
     return true;
   }
@@ -501,6 +572,8 @@ void Adapter::for_each_parameter(const std::function<void(const std::string&, We
 }
 
 void Adapter::enable_gradients() {
+  if (head_.lora_a)
+    throw Error(ErrorCode::unsupported, path_ + ": LoRA of the output matrix does not learn here", "leave it out of target_modules, or name it in modules_to_save");
   for_each_parameter([&](const std::string&, Weight& w) {
     w.grad = static_cast<float*>(store_.allocate(size_t(w.numel()) * sizeof(float)));
     w.grad_written = false;

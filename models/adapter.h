@@ -44,6 +44,10 @@ struct DoraNorms {
 
 // What an adapter does to one linear of one layer.
 struct AdapterModule {
+  // row[in] of W becomes what the module makes of row r.
+  void fold(int64_t r, int64_t inputs, double* row) const;
+
+
   Weight* lora_a = nullptr;  // [rank, in]; q, k and v of a fused module share one
   Weight* lora_b = nullptr;  // [out, rank]
   float scale = 0;
@@ -59,8 +63,8 @@ class Adapter {
   // rows, IA3 is one, prompts start from the embeddings of random tokens, prefixes from N(0, 0.02), modules and biases
   // that learn as a whole from the base's. So a fresh LoRA, DoRA or IA3 changes nothing.
   Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& options, MemoryBudget* budget = nullptr);
-  // A PEFT directory: adapter_config.json and adapter_model.safetensors or adapter_model.bin. Errors name file and field;
-  // keys that match no module of the base, and modules without keys, are errors that list them.
+  // A PEFT directory: adapter_config.json and adapter_model.safetensors; or a LoRA adapter in GGUF. Errors name file and
+  // field; keys that match no module of the base, and modules without keys, are errors that list them.
   Adapter(const Model& model, const KernelTable& kernels, const std::string& path, MemoryBudget* budget = nullptr);
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;
@@ -86,7 +90,8 @@ class Adapter {
   // The base's weights with the replaced ones in their places; the others are frozen views. Valid until the next call.
   ModelWeights& weights_over(const ModelWeights& base);
 
-  // Every trainable tensor once, in a fixed order, with a name of its own.
+  // Every trainable tensor once, in a fixed order, with a name of its own. enable_gradients throws unsupported for LoRA of
+  // the output matrix, which can be used but does not learn.
   void for_each_parameter(const std::function<void(const std::string& name, Weight& w)>& fn);
   void enable_gradients();
   int64_t parameters() const;
@@ -117,11 +122,14 @@ class Adapter {
     bool optional = false, frozen = false;
     std::vector<Weight*> parts = {};
   };
+  std::string field(const std::string& name) const;  // for messages: of the configuration, or the command's option
   Weight* make(int64_t rows, int64_t cols);
   void build(const Model& model, const KernelTable& kernels);
   void build_module(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const std::string& module);
   void add_lora(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer, const std::string& module);
   void add_embedding(const TensorRule& rule, const std::string& module);
+  void add_head(const Model& model, const KernelTable& kernels, const TensorRule& rule, const std::string& module);
+  void fold_head();
   void add_ia3(const TensorRule& rule, int64_t layer, const std::string& module, bool input);
   void add_prompt();
   void add_biases(const Model& model);
@@ -138,6 +146,7 @@ class Adapter {
   const ModelConfig model_;
   std::vector<std::array<AdapterModule, kRoleCount>> modules_;
   AdapterModule embedding_;
+  AdapterModule head_;  // LoRA of the output matrix: folded into a matrix of the adapter's own when it is loaded
   std::vector<Entry> entries_;
   Weight* prompt_ = nullptr;
   std::deque<Weight> weights_;

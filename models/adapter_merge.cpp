@@ -26,27 +26,26 @@ Role matrix_of_bias(Role role) {
   }
 }
 
-// row[i] = what the module makes of row r of W, in double precision.
-void fold_row(const AdapterModule& m, int64_t r, int64_t inputs, double* row) {
-  if (m.lora_a) {
-    const int64_t rank = m.lora_a->rows;
+}  // namespace
+
+void AdapterModule::fold(int64_t r, int64_t inputs, double* row) const {
+  if (lora_a) {
+    const int64_t rank = lora_a->rows;
     for (int64_t k = 0; k < rank; ++k) {
-      const double factor = double(m.scale) * double(m.lora_b->f32()[r * rank + k]);
-      const float* a = m.lora_a->f32() + k * inputs;
+      const double factor = double(scale) * double(lora_b->f32()[r * rank + k]);
+      const float* a = lora_a->f32() + k * inputs;
       for (int64_t i = 0; i < inputs; ++i) row[i] += factor * double(a[i]);
     }
   }
-  if (m.magnitude) {
+  if (magnitude) {
     double sum = 0;
     for (int64_t i = 0; i < inputs; ++i) sum += row[i] * row[i];
-    const double factor = double(m.magnitude->f32()[r]) / std::sqrt(sum);
+    const double factor = double(magnitude->f32()[r]) / std::sqrt(sum);
     for (int64_t i = 0; i < inputs; ++i) row[i] *= factor;
   }
-  if (m.ia3)
-    for (int64_t i = 0; i < inputs; ++i) row[i] *= double(m.ia3->f32()[m.ia3_input ? i : r]);
+  if (ia3)
+    for (int64_t i = 0; i < inputs; ++i) row[i] *= double(ia3->f32()[ia3_input ? i : r]);
 }
-
-}  // namespace
 
 bool Adapter::unties() const {
   return model_.tied && (embedding_.lora_a || replaced_.count({Role::token_embed, 0}) || replaced_.count({Role::lm_head, 0}));
@@ -95,7 +94,7 @@ void Adapter::merged(const Model& model, const KernelTable& kernels, const std::
           }
           const auto place = [&](int64_t i) -> float& { return t.data[static_cast<size_t>(transposed ? i * t.shape[1] + at : at * inputs + i)]; };
           for (int64_t i = 0; i < inputs; ++i) row[static_cast<size_t>(i)] = double(place(i));
-          fold_row(*m, r, inputs, row.data());
+          m->fold(r, inputs, row.data());
           for (int64_t i = 0; i < inputs; ++i) place(i) = static_cast<float>(row[static_cast<size_t>(i)]);
         }
       }
@@ -117,8 +116,14 @@ void Adapter::merged(const Model& model, const KernelTable& kernels, const std::
         }
       fn(t);
     }
+  if (head_.lora_a)
+    for (const TensorRule& rule : model.family->tensors)
+      if (rule.roles[0] == Role::lm_head) {
+        const Weight& w = own_->lm_head;
+        fn({rule_name(rule, 0), {w.rows, w.cols}, std::vector<float>(w.f32(), w.f32() + w.numel())});
+      }
   for (const Entry& e : entries_) {
-    if (e.part != Part::whole) continue;
+    if (e.part != Part::whole || (e.rule->roles[0] == Role::lm_head && head_.lora_a)) continue;
     // The embedding stored beside an adapter of it is what the adapter was added to.
     if (e.rule->roles[0] == Role::token_embed && embedding_.lora_a) continue;
     ExportedTensor t{rule_name(*e.rule, e.layer), e.shape, {}};

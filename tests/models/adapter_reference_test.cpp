@@ -26,7 +26,7 @@ struct Variant {
   nlohmann::json config;
   std::function<bool(const std::string& module)> adapted = [](const std::string&) { return true; };
   std::function<Scaling(const std::string& module)> scaling = [](const std::string&) { return Scaling{4, 2.0}; };
-  bool dora = false, embedding = false;
+  bool dora = false, embedding = false, head = false;
   std::function<bool(const std::string& tensor)> whole = [](const std::string&) { return false; };  // replaced as it is
   bool base_layer = false;  // biases of adapted modules carry the name that PEFT gives them
 };
@@ -94,7 +94,9 @@ Tensors make_adapter(const Base& base, const Variant& v) {
   Tensors file;
   uint64_t seed = 7;
   const bool ia3 = v.config.at("peft_type") == "IA3";
-  for (const std::string& module : base.modules()) {
+  std::vector<std::string> modules = base.modules();
+  if (v.head) modules.push_back("lm_head");
+  for (const std::string& module : modules) {
     if (!v.adapted(module)) continue;
     const Tensor& w = base.tensors().at(module + ".weight");
     const int64_t out = w.shape[base.conv1d() ? 1 : 0], in = w.shape[base.conv1d() ? 0 : 1];
@@ -212,7 +214,7 @@ void check(const std::string& dir, const Variant& v, bool gradients = true) {
   Engine e;
   Model model = load_model(dir, e.kernels);
   Adapter adapter(model, e.kernels, scratch.path());
-  adapter.enable_gradients();
+  if (gradients) adapter.enable_gradients();
   Transformer transformer(model, 16);
   Rows rows;
   std::vector<int32_t> labels;
@@ -299,6 +301,21 @@ TEST(AdapterReference, EveryLinearOfEveryFamily) {
   }
 }
 
+TEST(AdapterReference, EveryLinearOfTheStoredCases) {
+  int families = 0;
+  for (const std::string& dir : case_dirs(shared("oracle/hf"))) {
+    if (!std::filesystem::exists(dir + "/model.safetensors")) continue;
+    const nlohmann::json config = read_json(dir + "/config.json");
+    if (config.at("model_type") == "bert") continue;
+    Variant dora{"dora", lora_config("all-linear", {{"use_dora", true}})};
+    dora.dora = true;
+    check(dir, dora);
+    ++families;
+  }
+  if (families == 0) GTEST_SKIP() << "not here: " << shared("oracle/hf");
+  EXPECT_GE(families, 12);
+}
+
 TEST(AdapterReference, PatternsAndSubsets) {
   const auto layer = [](int n) { return "layers." + std::to_string(n) + "."; };
   Variant ranks{"rank and alpha patterns",
@@ -352,6 +369,13 @@ TEST(AdapterReference, WholeModulesAndBiases) {
   embedding.adapted = [](const std::string& m) { return has(m, "v_proj"); };
   embedding.embedding = true;
   check(oracle("llama_gqa_untied"), embedding);
+  for (bool dora : {false, true}) {
+    Variant head{"the output matrix", lora_config(nlohmann::json::array({"lm_head", "v_proj"}), {{"use_dora", dora}})};
+    head.adapted = [](const std::string& m) { return has(m, "v_proj") || m == "lm_head"; };
+    head.head = true;
+    head.dora = dora;
+    check(oracle("llama_gqa_untied"), head, false);
+  }
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ TEST_F(MemoryPlanTest, PredictionCoversThePeakClosely) {
 #ifdef THIMBLE_TEST_SANITIZER
   GTEST_SKIP() << "a sanitizer's shadow memory counts as resident";
 #endif
-  for (const char* method : {"full", "lora", "prefix"})
+  for (const char* method : {"full", "lora", "dora", "prefix"})
     for (const char* recompute : {"none", "cheap", "block"}) {
       const RunResult r = thimble(tune(method, recompute, std::string("out_") + method + recompute));
       ASSERT_EQ(r.status, 0) << r.err;

@@ -137,10 +137,10 @@ TEST_F(TrainTest, EveryMethodLearnsAndItsOutputLoads) {
   make_model();
   const std::string before = get_file(model_ + "/model.safetensors");
   const double base = ppl(model_);
-  for (const std::string method : {"lora", "ia3", "prompt", "prefix", "full"}) {
+  for (const std::string method : {"lora", "dora", "ia3", "prompt", "prefix", "full"}) {
     SCOPED_TRACE(method);
     const std::string out = dir_ / method;
-    const std::string lr = method == "full" ? "1e-3" : method == "lora" ? "1e-2" : "3e-2";
+    const std::string lr = method == "full" ? "1e-3" : method == "lora" || method == "dora" ? "1e-2" : "3e-2";
     const json j = run_json(
         tune(method, method, {"--eval-data", data_, "--lr", lr, "--schedule", "constant", "--virtual-tokens", "4"}),
         "thimble.tune/1");
@@ -159,7 +159,7 @@ TEST_F(TrainTest, EveryMethodLearnsAndItsOutputLoads) {
         0);
     const std::string merged = dir_ / (method + "_merged");
     const Args merge = {"model", "merge", "--model", model_, "--adapter", out, "--out", merged};
-    if (method == "lora" || method == "ia3") {
+    if (method == "lora" || method == "dora" || method == "ia3") {
       EXPECT_EQ(thimble(merge).status, 0);
       EXPECT_NEAR(ppl(merged), ppl(model_, {"--adapter", out}), 1e-4);
       expect_failure(thimble(merge), 2, {"--out"});
@@ -177,7 +177,7 @@ TEST_F(TrainTest, AdaptersScoreTheSameThroughCacheAndWindows) {
   const std::string line = "the gull sailed over the small red sea";
   put_file(text_, " " + line);  // as eval joins a continuation to its context
   const Tokenizer tokenizer = sample_tokenizer();
-  for (const std::string method : {"lora", "prompt", "prefix"}) {
+  for (const std::string method : {"lora", "dora", "prompt", "prefix"}) {
     SCOPED_TRACE(method);
     ASSERT_EQ(thimble(tune(method, method, {"--lr", "3e-2"})).status, 0);
     const json whole = run_json({"eval", "--model", model_, "--adapter", dir_ / method, "--ppl", text_, "--ctx", "40",
@@ -208,6 +208,36 @@ TEST_F(TrainTest, MergeWritesTheDtypeThatIsAskedFor) {
     EXPECT_LT(fs::file_size(out + "/model.safetensors"), fs::file_size(model_ + "/model.safetensors") * 6 / 10);
     EXPECT_EQ(json::parse(get_file(out + "/config.json"))["torch_dtype"], dtype == "bf16" ? "bfloat16" : "float16");
   }
+}
+
+// Over a packed base, with biases and the output matrix learning too: the folded model is dense.
+TEST_F(TrainTest, DoraWithWholeModulesOverAPackedBase) {
+  make_model();
+  const Args more = {"--load-as", "q8", "--modules-to-save", "lm_head", "--lr", "1e-2"};
+  ASSERT_EQ(thimble(tune("dora", "a", more)).status, 0);
+  const json config = json::parse(get_file(dir_ / "a/adapter_config.json"));
+  EXPECT_EQ(config["use_dora"], true);
+  EXPECT_EQ(config["modules_to_save"], json::array({"lm_head"}));
+  const double adapted = ppl(model_, {"--adapter", dir_ / "a", "--load-as", "q8"});
+  EXPECT_NE(adapted, ppl(model_, {"--load-as", "q8"}));
+  ASSERT_EQ(thimble({"model", "merge", "--model", model_, "--adapter", dir_ / "a", "--out", dir_ / "m"}).status, 0);
+  EXPECT_NEAR(ppl(dir_ / "m"), adapted, 0.05);
+  expect_failure(thimble(tune("ia3", "b", {"--bias", "all"})), 2, {"--bias"});
+  expect_failure(thimble(tune("prompt", "b", {"--modules-to-save", "lm_head"})), 2, {"--modules-to-save"});
+  expect_failure(thimble(tune("lora", "b", {"--modules-to-save", "no_such_module"})), 3, {"no_such_module"});
+}
+
+TEST_F(TrainTest, AdapterTravelsThroughGguf) {
+  make_model();
+  ASSERT_EQ(thimble(tune("lora", "a", {"--targets", "all-linear", "--lr", "1e-2"})).status, 0);
+  const json j = run_json({"model", "adapter", dir_ / "a", "--model", model_, "--out", dir_ / "a.gguf"}, "thimble.adapter/1");
+  EXPECT_EQ(j["kind"], "lora");
+  EXPECT_GT(int64_t(j["parameters"]), 0);
+  const double want = ppl(model_, {"--adapter", dir_ / "a"});
+  EXPECT_EQ(ppl(model_, {"--adapter", dir_ / "a.gguf"}), want);
+  ASSERT_EQ(thimble({"model", "adapter", dir_ / "a.gguf", "--model", model_, "--out", dir_ / "b"}).status, 0);
+  EXPECT_EQ(ppl(model_, {"--adapter", dir_ / "b"}), want);
+  expect_failure(thimble({"model", "adapter", dir_ / "a", "--model", model_, "--out", dir_ / "b"}), 2, {"--out"});
 }
 
 TEST_F(TrainTest, DryRunPredictsAndWritesNothing) {
@@ -274,7 +304,7 @@ TEST_F(TrainTest, AbsurdConfigsAndTextsAreRefused) {
 
 TEST_F(TrainTest, RefusalsNameLineFieldAndValidValues) {
   make_model();
-  expect_failure(thimble(tune("lorra", "out")), 2, {"lorra", "lora, full, prompt, prefix, ia3"});
+  expect_failure(thimble(tune("lorra", "out")), 2, {"lorra", "lora, dora, full, prompt, prefix, ia3"});
   expect_failure(thimble(tune("lora", "out", {"--schedule", "sawtooth"})), 2, {"sawtooth", "cosine"});
   expect_failure(thimble(tune("lora", "out", {"--targets", "nothing_like_it"})), 2, {"nothing_like_it", "q_proj"});
   expect_failure(thimble(tune("lora", "out", {"--epochs", "2"})), 2, {"--steps", "--epochs"});

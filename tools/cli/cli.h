@@ -84,6 +84,7 @@ KernelTable kernel_table_from(const std::string& isa, const std::string& pins);
 using Run = std::function<int()>;
 void add_doctor(CLI::App& app, Run* run);
 void add_model(CLI::App& app, Run* run);
+void add_model_adapter(CLI::App& model, Run* run);  // a sub-command of model
 void add_tokenize(CLI::App& app, Run* run);
 void add_generate(CLI::App& app, Run* run);
 void add_eval(CLI::App& app, Run* run);

@@ -392,6 +392,7 @@ void add_model(CLI::App& app, Run* run) {
   add_info(*command, run);
   add_merge(*command, run);
   add_diff(*command, run);
+  add_model_adapter(*command, run);
 }
 
 }  // namespace thimble::cli
