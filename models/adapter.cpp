@@ -42,6 +42,30 @@ std::string own_suffix(const Model& model, const TensorRule& rule) {
   return module;
 }
 
+// Four chains, so that it runs as fast as memory is read. A change of one word always changes it.
+uint64_t hash_of(const Weight& w, uint64_t seed) {
+  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15ull;
+  uint64_t h[4] = {seed, seed + 1, seed + 2, seed + 3};
+  const auto* bytes = static_cast<const std::byte*>(w.data);
+  const auto words = static_cast<size_t>(w.numel()) / 2;
+  size_t i = 0;
+  const auto word = [&](size_t at) {
+    uint64_t x;
+    std::memcpy(&x, bytes + 8 * at, 8);
+    return x;
+  };
+  for (; i + 4 <= words; i += 4)
+    for (size_t lane = 0; lane < 4; ++lane) h[lane] = (h[lane] ^ word(i + lane)) * kOdd;
+  for (; i < words; ++i) h[0] = (h[0] ^ word(i)) * kOdd;
+  if (w.numel() % 2 == 1) {
+    uint32_t last;
+    std::memcpy(&last, bytes + 8 * words, 4);
+    h[1] = (h[1] ^ last) * kOdd;
+  }
+  for (int lane = 1; lane < 4; ++lane) h[0] = (h[0] ^ (h[0] >> 29) ^ h[lane]) * kOdd;
+  return h[0];
+}
+
 // PEFT's defaults for a family, as the roles that a module must hold.
 std::vector<Role> default_roles(const std::string& family, bool ia3) {
   if (!ia3) {
@@ -142,7 +166,7 @@ void Adapter::add_head(const Model& model, const KernelTable& kernels, const Ten
   }
   if (!own_) {
     own_ = std::make_unique<ModelWeights>();
-    own_->layers.resize(size_t(model_.n_layers));
+    own_->resize(model_);
   }
   Weight& w = own_->lm_head;
   w.rows = model_.vocab_size;
@@ -195,7 +219,7 @@ void Adapter::add_prompt() {
 void Adapter::add_whole(const TensorRule& rule, int64_t layer, const std::string& key, bool optional, bool frozen) {
   if (!own_) {
     own_ = std::make_unique<ModelWeights>();
-    own_->layers.resize(size_t(model_.n_layers));
+    own_->resize(model_);
   }
   Entry e{key, {}, Part::whole, &rule, layer, true};
   e.optional = optional;
@@ -271,18 +295,21 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
       const std::string module = module_path(rule, layer);
       if (module.empty() || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head) || s.vector) continue;
       if (layer == 0 && is_linear(rule.roles[0])) linears += (linears.empty() ? "" : ", ") + module;
-      if (config_.selects(module)) build_module(model, kernels, rule, layer, module);
+      const int64_t experts = role_is_expert(rule.roles[0]) ? model_.n_experts : 1;
+      for (int64_t e = 0; e < experts; ++e) {
+        const std::string one = experts > 1 ? module_path(rule, expert_place(layer, e)) : module;
+        if (config_.selects(one)) build_module(model, kernels, rule, layer, one);
+      }
     }
   if (entries_.empty())
     throw Error(ErrorCode::input, field("target_modules") + ": matches no linear layer of the base model",
                 "the adapter belongs to another model; modules of layer 0: " + linears);
   std::set<std::string> found;
   if (!config_.modules_to_save.empty())
-    for (const TensorRule& rule : model.family->tensors) {
-      const int64_t copies = role_is_layer(rule.roles[0]) ? model_.n_layers : 1;
-      for (int64_t layer = 0; layer < copies; ++layer) {
+    for (const TensorRule& rule : model.family->tensors)
+      for_each_place(model_, rule.roles[0], [&](int64_t layer) {
         const std::string name = rule_name(rule, layer);
-        if (!config_.saves(name) || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head)) continue;
+        if (!config_.saves(name) || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head)) return;
         for (const Entry& e : entries_)
           if (e.rule == &rule && e.layer == layer)
             throw Error(ErrorCode::input, fmt::format("{}: {} is adapted as well", field("modules_to_save"), quote_for_message(name)), "");
@@ -292,8 +319,7 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
           one.modules_to_save = {n};
           if (one.saves(name)) found.insert(n);
         }
-      }
-    }
+      });
   for (const std::string& n : config_.modules_to_save)
     if (!found.count(n))
       throw Error(ErrorCode::input, fmt::format("{}: the base model has no module {}", field("modules_to_save"), quote_for_message(n)),
@@ -595,13 +621,11 @@ const float* Adapter::norms(Context& ctx, const AdapterModule& m, const Weight& 
     dora_norms(ctx, w, *m.lora_a, *m.lora_b, m.scale, d.squares.data(), out);
     return out;
   }
-  const float *a = m.lora_a->f32(), *b = m.lora_b->f32();
-  const auto na = size_t(m.lora_a->numel()), nb = size_t(m.lora_b->numel());
-  if (d.known && std::memcmp(a, d.a.data(), na * sizeof(float)) == 0 && std::memcmp(b, d.b.data(), nb * sizeof(float)) == 0) return d.norms.data();
-  d.a.assign(a, a + na);
-  d.b.assign(b, b + nb);
+  const uint64_t seen = hash_of(*m.lora_b, hash_of(*m.lora_a, 1));
+  if (d.known && seen == d.seen) return d.norms.data();
   d.norms.resize(size_t(w.rows));
   dora_norms(ctx, w, *m.lora_a, *m.lora_b, m.scale, d.squares.data(), d.norms.data());
+  d.seen = seen;
   d.known = true;
   return d.norms.data();
 }
@@ -613,13 +637,12 @@ void Adapter::forget_norms() {
 ModelWeights& Adapter::weights_over(const ModelWeights& base) {
   for (int r = 0; r < kRoleCount; ++r) {
     const auto role = static_cast<Role>(r);
-    const int64_t copies = role_is_layer(role) ? model_.n_layers : 1;
-    for (int64_t layer = 0; layer < copies; ++layer) {
-      if (replaced_.count({role, layer})) continue;
-      Weight& w = own_->at(role, layer);
-      w = base.at(role, layer);
+    for_each_place(model_, role, [&](int64_t place) {
+      if (replaced_.count({role, place})) return;
+      Weight& w = own_->at(role, place);
+      w = base.at(role, place);
       w.grad = nullptr;
-    }
+    });
   }
   // A tied head stays the base's embedding when the embedding is replaced (PEFT copies the module).
   if (!own_->lm_head && replaced_.count({Role::token_embed, 0})) {

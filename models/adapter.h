@@ -38,7 +38,8 @@ struct AdapterOptions {
 // they are kept for as long as A and B are the same.
 struct DoraNorms {
   std::vector<double> squares;  // of W's rows
-  std::vector<float> norms, a, b;
+  std::vector<float> norms;
+  uint64_t seen = 0;  // a hash of A and B
   bool known = false;
 };
 

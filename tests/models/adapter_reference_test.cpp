@@ -7,6 +7,7 @@
 
 #include "models/adapter.h"
 #include "tests/models/reference_model.h"
+#include "tests/models/small_families.h"
 #include "tests/models/support.h"
 
 namespace thimble::models_test {
@@ -314,6 +315,94 @@ TEST(AdapterReference, EveryLinearOfTheStoredCases) {
   }
   if (families == 0) GTEST_SKIP() << "not here: " << shared("oracle/hf");
   EXPECT_GE(families, 12);
+}
+
+// A random checkpoint of the family in `dir`.
+void write_small(const std::string& dir, const nlohmann::json& config) {
+  write_json(dir + "/config.json", config);
+  reference::write_safetensors(dir + "/model.safetensors", reference::Model(config).random(11));
+}
+
+TEST(AdapterReference, EverySmallFamily) {
+  for (const SmallFamily& f : small_families()) {
+    const nlohmann::json config = nlohmann::json::parse(f.config);
+    const ScratchDir dir;
+    write_small(dir.path(), config);
+    const bool experts = config.at("model_type") == "mixtral";
+    Variant dora{std::string("dora over ") + f.name,
+                 lora_config(experts ? nlohmann::json::array({"q_proj", "k_proj", "v_proj", "o_proj"}) : nlohmann::json("all-linear"),
+                             {{"use_dora", true}, {"exclude_modules", nlohmann::json::array({"project_in", "project_out"})}})};
+    dora.dora = true;
+    dora.adapted = [experts](const std::string& m) { return !has(m, "project_") && (!experts || has(m, "self_attn")); };
+    check(dir.path(), dora);
+    if (!experts) continue;
+    // Experts and routers have no adapters here, and say so.
+    Variant all{"", lora_config("all-linear")};
+    write_adapter(dir.path(), all, {});
+    Engine e;
+    Model model = load_model(dir.path(), e.kernels);
+    try {
+      Adapter(model, e.kernels, dir.path());
+      ADD_FAILURE() << f.name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::unsupported) << error.what();
+    }
+  }
+}
+
+// Prompt tuning as words of a larger vocabulary: the reference sees the virtual tokens as rows of its embedding.
+TEST(AdapterReference, PromptsOfEverySmallFamily) {
+  constexpr int64_t kVirtual = 3;
+  for (const SmallFamily& f : small_families()) {
+    const nlohmann::json config = nlohmann::json::parse(f.config);
+    const ScratchDir dir;
+    write_small(dir.path(), config);
+    Engine e;
+    Model model = load_model(dir.path(), e.kernels);
+    AdapterOptions o;
+    o.kind = AdapterKind::prompt;
+    o.n_virtual = kVirtual;
+    Adapter adapter(model, e.kernels, o);
+    Weight* prompt = adapter.prompt();
+    auto* rows_of = static_cast<float*>(const_cast<void*>(prompt->data));
+    Philox rng(3, 3);
+    for (int64_t i = 0; i < prompt->numel(); ++i) rows_of[i] += static_cast<float>(0.1 * rng.normal());
+    const int64_t vocab = model.config.vocab_size;
+    nlohmann::json larger = config;
+    larger["vocab_size"] = vocab + kVirtual;
+    Tensors tensors = reference::read_safetensors(dir / "model.safetensors");
+    for (auto& [name, t] : tensors) {
+      if (t.shape[0] != vocab) continue;
+      const bool embedding = is_embedding(name) && !has(name, "lm_head") && !has(name, "embed_out") && t.shape.size() == 2;
+      t.shape[0] += kVirtual;
+      for (int64_t i = 0; i < kVirtual * (t.shape.size() == 2 ? t.shape[1] : 1); ++i) t.data.push_back(embedding ? double(rows_of[i]) : 0.0);
+    }
+    const std::vector<int32_t> ids = text(5, 6, vocab);
+    std::vector<int32_t> words, rows;
+    for (int64_t i = 0; i < kVirtual; ++i) {
+      words.push_back(static_cast<int32_t>(vocab + i));
+      rows.push_back(kVirtualToken);
+    }
+    words.insert(words.end(), ids.begin(), ids.end());
+    rows.insert(rows.end(), ids.begin(), ids.end());
+    const std::vector<double> want = reference::Model(larger).logits(tensors, words);
+    Transformer transformer(model, 9);
+    const int32_t cu[] = {0, static_cast<int32_t>(rows.size())};
+    Batch batch;
+    batch.ids = rows.data();
+    batch.n = static_cast<int64_t>(rows.size());
+    batch.cu_seqlens = cu;
+    batch.n_seqs = 1;
+    const AdapterSegment segment{0, batch.n, &adapter};
+    batch.segments = &segment;
+    batch.n_segments = 1;
+    const Var y = transformer.logits(*e.ctx, transformer.forward(*e.ctx, batch));
+    double worst = 0;
+    for (int64_t r = 0; r < batch.n; ++r)
+      for (int64_t c = 0; c < vocab; ++c)
+        worst = std::max(worst, std::fabs(double(y.t.f32()[r * vocab + c]) - want[size_t(r * (vocab + kVirtual) + c)]));
+    EXPECT_LE(worst, 1e-4) << f.name;
+  }
 }
 
 TEST(AdapterReference, PatternsAndSubsets) {
