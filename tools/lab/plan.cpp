@@ -289,8 +289,9 @@ std::function<void(MethodSpec&)> PlanReader::alpha(const Value& at) const {
   char* end = nullptr;
   const double times = before.empty() ? 1 : std::strtod(before.c_str(), &end);
   const bool good_times = before.empty() || *end == '\0';
-  const double over = after.empty() ? 1 : after[0] == '/' && after.size() > 1 ? std::strtod(after.c_str() + 1, &end) : 0;
-  const bool good_over = after.empty() || *end == '\0';
+  const bool divides = after.size() > 1 && after[0] == '/';
+  const double over = divides ? std::strtod(after.c_str() + 1, &end) : 1;
+  const bool good_over = after.empty() || (divides && *end == '\0');
   const double factor = times / over;
   if (!good_times || !good_over || !(factor > 0) || !std::isfinite(factor)) wrong_type(at, kAlpha);
   return [factor](MethodSpec& m) { m.alpha = factor * static_cast<double>(m.rank); };
