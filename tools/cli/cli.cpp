@@ -218,6 +218,7 @@ int main_entry(int argc, char** argv) {
   add_model(app, &run);
   add_tokenize(app, &run);
   add_generate(app, &run);
+  add_chat(app, &run);
   add_eval(app, &run);
   add_tune(app, &run);
   add_pretrain(app, &run);

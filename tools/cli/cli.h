@@ -87,6 +87,7 @@ void add_model(CLI::App& app, Run* run);
 void add_model_adapter(CLI::App& model, Run* run);  // a sub-command of model
 void add_tokenize(CLI::App& app, Run* run);
 void add_generate(CLI::App& app, Run* run);
+void add_chat(CLI::App& app, Run* run);
 void add_eval(CLI::App& app, Run* run);
 void add_tune(CLI::App& app, Run* run);
 void add_pretrain(CLI::App& app, Run* run);
