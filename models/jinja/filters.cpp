@@ -98,6 +98,7 @@ Value select(Interpreter& in, const Value& v, Take&, const Arguments& arguments)
   rest.positional.assign(arguments.positional.begin() + static_cast<long>(at), arguments.positional.end());
   rest.named = arguments.named;
   List out;
+  if (!truth(v)) return generator(in, {});  // also what cannot be iterated over
   for (Value& element : iterate(in.meter, v)) {
     in.meter.step();
     const Value what = attribute ? in.part(element, *attribute) : element;
@@ -118,6 +119,7 @@ Value map(Interpreter& in, const Value& v, Take&, const Arguments& arguments) {
       else
         in.meter.fail("map() knows \"attribute\" and \"default\", not " + quote_for_message(name));
     if (!attribute) in.meter.fail("map() needs the name of a filter, or attribute=");
+    if (!truth(v)) return generator(in, {});
     for (const Value& element : iterate(in.meter, v)) {
       Value part = in.part(element, *attribute);
       if (fallback && part.is(Kind::undefined)) part = *fallback;
@@ -130,6 +132,7 @@ Value map(Interpreter& in, const Value& v, Take&, const Arguments& arguments) {
   Arguments rest;
   rest.positional.assign(arguments.positional.begin() + 1, arguments.positional.end());
   rest.named = arguments.named;
+  if (!truth(v)) return generator(in, {});
   const Deeper deeper(in.meter);  // map('map', 'map' ...)
   for (const Value& element : iterate(in.meter, v)) out.push_back(apply_filter(in, filter, element, rest));
   return generator(in, std::move(out));
@@ -190,6 +193,8 @@ Value indent(Interpreter& in, const Value& v, Take& take, const Arguments&) {
     if (!width.is_integral() || width.integer() > 10000) in.meter.fail("indent: the width is a string or a number up to 10000");
     by.assign(static_cast<size_t>(std::max<int64_t>(0, width.integer())), ' ');
   }
+  if (v.is(Kind::undefined)) in.meter.fail(v.complaint());
+  if (!v.is(Kind::string)) in.meter.fail(fmt::format("indent needs a string, not {}", kind_name(v)));
   const std::string all = text(in, v) + "\n";
   std::string out;
   bool begin = true;
@@ -519,7 +524,14 @@ const std::unordered_map<std::string, Filter>& filters() {
       take.done();
       const std::string s = text(in, v);
       in.meter.bytes(size_of(s) * 16);
-      return Value::integer(static_cast<int64_t>(split(s, "", -1).size()));
+      int64_t words = 0;
+      bool inside = false;
+      for (const std::string_view c : characters(s)) {
+        const bool part = is_word(code_point(c));
+        words += part && !inside;
+        inside = part;
+      }
+      return Value::integer(words);
     };
     return t;
   }();

@@ -150,7 +150,7 @@ std::string percent_format(Meter& meter, const std::string& format, const Value&
     meter.bytes(16);
   }
   const size_t given = tuple ? arguments.sequence().elements.size() : 1;
-  const bool ignorable = arguments.is(Kind::dict) || (arguments.is(Kind::sequence) && !tuple);
+  const bool ignorable = arguments.is(Kind::dict) || arguments.is(Kind::undefined) || (arguments.is(Kind::sequence) && !tuple);
   if (used < given && !named && !ignorable) meter.fail("a format with more values than places");
   return out;
 }

@@ -166,7 +166,7 @@ bool contains(Meter& meter, const Value& container, const Value& v) {
       meter.step(static_cast<int64_t>(container.text().size() / 8));
       return container.text().find(v.text()) != std::string::npos;
     case Kind::dict:
-      if (v.is(Kind::sequence) || v.is(Kind::dict)) meter.fail(fmt::format("{} cannot be a key of a dict", kind_name(v)));
+      if (v.is_sequence(SequenceKind::list) || v.is(Kind::dict)) meter.fail(fmt::format("{} cannot be a key of a dict", kind_name(v)));
       return container.dict().find(v) != nullptr;
     case Kind::sequence:
       for (const Value& element : iterate(meter, container))
@@ -179,7 +179,7 @@ bool contains(Meter& meter, const Value& container, const Value& v) {
 
 Value slice_of(Meter& meter, const Value& v, const Value& begin, const Value& end, const Value& step) {
   if (v.is(Kind::undefined)) meter.fail(v.complaint());
-  if (!repeats(v)) return Value::undefined(fmt::format("{} has no slices", kind_name(v)));
+  if (!repeats(v)) meter.fail(fmt::format("{} has no slices", kind_name(v)));
   const auto bound = [&](const Value& b) {
     if (b.is(Kind::undefined)) meter.fail(b.complaint());
     if (!b.is_integral()) meter.fail(fmt::format("a slice needs integers, not {}", kind_name(b)));

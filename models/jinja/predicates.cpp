@@ -19,6 +19,7 @@ bool has_parts(const Value& v) {
 
 int64_t remainder(Interpreter& in, const Value& v, int64_t by) {
   const Value rest = arithmetic(in.meter, Op::modulo, v, Value::integer(by));
+  if (!rest.is_number()) return -1;  // a text, of a format
   if (!rest.is_integral()) return rest.number() == 0 ? 0 : rest.number() == 1 ? 1 : -1;
   return rest.integer();
 }

@@ -113,6 +113,12 @@ bool is_space(uint32_t c) {
   return k == UTF8PROC_CATEGORY_ZS || k == UTF8PROC_CATEGORY_ZL || k == UTF8PROC_CATEGORY_ZP;
 }
 
+bool is_word(uint32_t c) {
+  const int k = category(c);
+  return c == '_' || (k >= UTF8PROC_CATEGORY_LU && k <= UTF8PROC_CATEGORY_LO) ||
+         (k >= UTF8PROC_CATEGORY_ND && k <= UTF8PROC_CATEGORY_NO);
+}
+
 std::string upper(std::string_view s) {
   std::string out;
   for (const std::string_view c : characters(s)) append_upper(out, code_point(c));

@@ -19,6 +19,7 @@ uint32_t code_point(std::string_view character);
 void append_code_point(std::string& out, uint32_t c);  // U+FFFD for what is no character
 
 bool is_space(uint32_t c);  // str.isspace
+bool is_word(uint32_t c);   // letters, digits and the underscore: \w
 std::string upper(std::string_view s);
 std::string lower(std::string_view s);
 std::string title(std::string_view s);       // str.title: a capital behind everything that is no letter

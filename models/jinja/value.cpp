@@ -11,6 +11,7 @@
 namespace thimble::jinja {
 namespace {
 
+constexpr size_t kMaxKey = size_t{1} << 20;  // bytes of a tuple that is the key of a dict
 constexpr int64_t kValueBytes = static_cast<int64_t>(sizeof(Value));
 
 void set_depth(Meter& meter, Object& object, int inside) {
@@ -34,6 +35,21 @@ bool key_text(const Value& key, std::string* out) {
     case Kind::real: {
       const double v = key.number();
       *out = std::abs(v) < 9e15 && v == std::floor(v) ? fmt::format("i{}", static_cast<int64_t>(v)) : fmt::format("f{}", v);
+      return true;
+    }
+    case Kind::undefined:
+      *out = "u";
+      return true;
+    case Kind::sequence: {
+      if (key.sequence().kind != SequenceKind::tuple) return false;
+      std::string all = "t";
+      for (const Value& part : key.sequence().elements) {
+        std::string one;
+        if (!key_text(part, &one)) return false;
+        all += fmt::format("{}:{}", one.size(), one);
+        if (all.size() > kMaxKey) return false;
+      }
+      *out = std::move(all);
       return true;
     }
     default:

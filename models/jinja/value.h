@@ -109,7 +109,7 @@ struct SequenceObject : Object {
   SequenceKind kind = SequenceKind::list;
 };
 
-// In the order of insertion. Keys are strings, numbers, booleans and none, and equal as in Python: 1, 1.0 and true are one.
+// In the order of insertion. Keys are strings, numbers, booleans, none and tuples of these, and equal as in Python: 1, 1.0 and true are one.
 struct DictObject : Object {
   std::vector<std::pair<Value, Value>> items;
   // Throws for keys that Python could not hash, or that are not offered as keys.

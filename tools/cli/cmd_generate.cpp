@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "models/adapter.h"
+#include "models/chat_template.h"
 #include "models/generator.h"
 #include "models/quantize.h"
 #include "models/sampler.h"
@@ -19,7 +20,7 @@ struct Options {
   std::string model, tokenizer, load_as, prompt, prompt_file, adapter, kv = "f32";
   int64_t max_tokens = 256, ctx = 0;
   SamplerOptions sampler;
-  bool echo = false, ignore_eos = false, parse_special = false;
+  bool echo = false, ignore_eos = false, parse_special = false, chat = false;
 };
 
 int run_generate(const Options& o) {
@@ -39,9 +40,22 @@ int run_generate(const Options& o) {
   const int64_t virtuals = adapter ? adapter->n_virtual() : 0;
   const double loaded = seconds_now();
 
-  EncodeOptions encode;
-  encode.parse_special = o.parse_special;
-  std::vector<int32_t> ids = tokenizer.encode(o.prompt_file.empty() ? o.prompt : read_file(o.prompt_file), encode);
+  const std::string prompt = o.prompt_file.empty() ? o.prompt : read_file(o.prompt_file);
+  std::vector<int32_t> ids, stop = model.config.eos_ids;
+  if (o.chat) {
+    const auto found = ChatTemplate::find(o.model);
+    if (!found) warn(o.model + ": no chat template; the prompt is written as \"User: ...\" and \"Assistant:\"");
+    const ChatTemplate chat = found ? *found : ChatTemplate::plain();
+    ChatInputs inputs;
+    inputs.special_tokens = chat_special_tokens(o.model, tokenizer);
+    inputs.messages = {{{"role", "user"}, {"content", prompt}}};
+    ids = chat.encode(tokenizer, chat.render(inputs).text);
+    stop = chat_stop_ids(stop, o.model, tokenizer, chat.source());
+  } else {
+    EncodeOptions encode;
+    encode.parse_special = o.parse_special;
+    ids = tokenizer.encode(prompt, encode);
+  }
   if (ids.empty()) {
     const int32_t bos = tokenizer.bos_id() >= 0 ? tokenizer.bos_id() : model.config.bos_id;
     if (bos < 0)
@@ -64,7 +78,6 @@ int run_generate(const Options& o) {
   auto ctx = session.make_context();
   Transformer transformer(model, capacity + virtuals);
   Generator generator(transformer, *ctx, capacity, adapter.get(), kv);
-  std::vector<int32_t> stop = model.config.eos_ids;
   if (stop.empty() && tokenizer.eos_id() >= 0) stop.push_back(tokenizer.eos_id());
   if (model.llama2c) stop.push_back(model.config.bos_id);  // these models separate their texts with BOS
 
@@ -152,6 +165,7 @@ void add_generate(CLI::App& app, Run* run) {
   command->add_option("--top-p", o->sampler.top_p, "keep the smallest set with this probability; 1: all");
   command->add_option("--min-p", o->sampler.min_p, "drop tokens below this share of the most likely one");
   command->add_option("--ctx", o->ctx, "context in tokens; default: the model's")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_flag("--chat", o->chat, "the prompt is a user's message, in the model's chat template (see chat)");
   command->add_flag("--echo", o->echo, "print the prompt too");
   command->add_flag("--ignore-eos", o->ignore_eos, "do not stop at an end-of-text token");
   command->add_flag("--parse-special", o->parse_special, "special strings in the prompt become their token");
