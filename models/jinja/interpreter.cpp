@@ -271,6 +271,7 @@ Interpreter::Flow Interpreter::run_loop(const Statement& s, const ScopePtr& scop
   auto loop = std::make_shared<LoopObject>();
   const auto elements = std::make_shared<const List>(std::move(all));
   loop->elements = elements;
+  loop->depth = depth_around(meter, *elements);
   loop->level = level;
   loop->changed = std::make_shared<List>();
   // What it keeps may hold the loop itself.

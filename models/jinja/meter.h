@@ -23,13 +23,13 @@ class Meter {
   [[noreturn]] void fail(const std::string& what, const std::string& hint = {}) const;
   [[noreturn]] void fail_unsupported(const std::string& what, const std::string& hint = {}) const;
   void step(int64_t n = 1) {
+    if (n > limits.steps - steps_) fail_limit("steps", limits.steps);
     steps_ += n;
-    if (steps_ > limits.steps) fail_limit("steps", limits.steps);
   }
   // To be called before the memory is taken.
   void bytes(int64_t n) {
+    if (n > limits.bytes - bytes_) fail_limit("bytes of memory", limits.bytes);
     bytes_ += n;
-    if (bytes_ > limits.bytes) fail_limit("bytes of memory", limits.bytes);
   }
   [[noreturn]] void fail_limit(const char* of, int64_t limit) const;
 

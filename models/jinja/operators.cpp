@@ -104,7 +104,7 @@ Value repeat(Meter& meter, const Value& v, int64_t times) {
   const bool text = v.is(Kind::string);
   const auto unit = static_cast<int64_t>(text ? v.text().size() : v.sequence().elements.size() * sizeof(Value));
   int64_t all = 0;
-  if (__builtin_mul_overflow(unit, times, &all)) all = meter.limits.bytes + 1;
+  if (__builtin_mul_overflow(unit, times, &all)) all = INT64_MAX;
   meter.bytes(all);
   meter.step(unit == 0 ? 0 : times);
   if (unit == 0) times = 0;

@@ -104,12 +104,18 @@ Value Value::of(Meter& meter, std::shared_ptr<FunctionObject> function) {
   return Value(Kind::function, std::move(function));
 }
 
+int depth_around(Meter& meter, const List& elements) {
+  Object object;
+  int depth = 0;
+  for (const Value& v : elements) depth = std::max(depth, v.depth());
+  set_depth(meter, object, depth);
+  return object.depth;
+}
+
 Value Value::of(std::shared_ptr<SpaceObject> space) { return Value(Kind::space, std::move(space)); }
 
 Value Value::of(Meter& meter, std::shared_ptr<LoopObject> loop) {
-  int depth = 0;
-  for (const Value& v : *loop->elements) depth = std::max(depth, v.depth());
-  set_depth(meter, *loop, depth);
+  meter.bytes(6 * kValueBytes);
   return Value(Kind::loop, std::move(loop));
 }
 

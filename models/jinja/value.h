@@ -68,7 +68,7 @@ class Value {
   static Value of(Meter& meter, std::shared_ptr<DictObject> dict);
   static Value of(Meter& meter, std::shared_ptr<FunctionObject> function);
   static Value of(std::shared_ptr<SpaceObject> space);
-  static Value of(Meter& meter, std::shared_ptr<LoopObject> loop);
+  static Value of(Meter& meter, std::shared_ptr<LoopObject> loop);  // whose depth is set already
 
   Kind kind() const { return kind_; }
   bool is(Kind k) const { return kind_ == k; }
@@ -99,6 +99,9 @@ class Value {
   };
   std::shared_ptr<Object> object_;
 };
+
+// The depth of what holds these elements; refused beyond kMaxValueDepth.
+int depth_around(Meter& meter, const List& elements);
 
 struct StringObject : Object {
   std::string text;
