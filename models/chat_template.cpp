@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "models/io/gguf.h"
 #include "models/io/json.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -59,6 +60,24 @@ std::optional<ChatTemplate> from_json(const std::string& path, const std::string
   return ChatTemplate(choose(*field, which, with_tools, path), name);
 }
 
+std::optional<ChatTemplate> from_gguf(const std::string& path, const std::string& which, bool with_tools) {
+  const GgufFile file(path);
+  const std::string key = "tokenizer.chat_template";
+  const auto read = [&](const std::string& name) -> std::optional<ChatTemplate> {
+    const std::optional<std::string> source = file.get_string(name);
+    if (!source) return std::nullopt;
+    return ChatTemplate(*source, path + " (" + name + ")");
+  };
+  if (!which.empty() && which != "default") {
+    if (auto found = read(key + "." + which)) return found;
+    throw Error(ErrorCode::input, fmt::format("{}: there is no chat template called {}", path, quote_for_message(which)),
+                "leave --template-name out, or give a file with --template");
+  }
+  if (with_tools && which.empty())
+    if (auto found = read(key + ".tool_use")) return found;
+  return read(key);
+}
+
 // "<s>", or {"content": "<s>", ...}.
 std::optional<std::string> token_text(const nlohmann::json& v) {
   if (v.is_string()) return v.get<std::string>();
@@ -80,7 +99,7 @@ ChatTemplate ChatTemplate::plain() {
 }
 
 std::optional<ChatTemplate> ChatTemplate::find(const std::string& dir, const std::string& which, bool with_tools) {
-  if (!is_directory(dir)) return std::nullopt;
+  if (!is_directory(dir)) return file_exists(dir) && GgufFile::present(dir) ? from_gguf(dir, which, with_tools) : std::nullopt;
   if (!which.empty() && which != "default") {
     const std::string extra = join_path(dir, "additional_chat_templates/" + which + ".jinja");
     if (which.find('/') == std::string::npos && file_exists(extra)) return read(extra);

@@ -28,10 +28,11 @@ class ChatTemplate {
   ChatTemplate(const std::string& source, const std::string& name, const jinja::Limits& limits = {});
 
   // The template of a model directory: chat_template.jinja, else chat_template.json, else the field chat_template of
-  // tokenizer_config.json. Empty when there is none. `which` chooses among several: "" is the one called "default", or
+  // tokenizer_config.json. Of a GGUF file: tokenizer.chat_template, or with a name tokenizer.chat_template.NAME. Empty when
+  // there is none. `which` chooses among several: "" is the one called "default", or
   // with tools the one called "tool_use" where there is one. Errors: input for files that are malformed and for a name
   // that is not there.
-  static std::optional<ChatTemplate> find(const std::string& dir, const std::string& which = {}, bool with_tools = false);
+  static std::optional<ChatTemplate> find(const std::string& path, const std::string& which = {}, bool with_tools = false);
   static ChatTemplate read(const std::string& path);
   // For models without a template: "User: ...", "Assistant: ...", one paragraph each.
   static ChatTemplate plain();

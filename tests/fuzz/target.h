@@ -22,6 +22,7 @@ struct Target {
 const std::vector<Target>& targets();
 
 bool fuzz_safetensors(std::string_view bytes);
+bool fuzz_gguf(std::string_view bytes);
 bool fuzz_tokenizer_json(std::string_view bytes);
 bool fuzz_sentencepiece(std::string_view bytes);
 bool fuzz_chat_template(std::string_view bytes);

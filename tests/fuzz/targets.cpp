@@ -5,9 +5,13 @@ namespace thimble::fuzz {
 
 const std::vector<Target>& targets() {
   static const std::vector<Target> list = {
-      {"safetensors", fuzz_safetensors},       {"tokenizer_json", fuzz_tokenizer_json},
-      {"sentencepiece", fuzz_sentencepiece},   {"chat_template", fuzz_chat_template},
-      {"adapter_config", fuzz_adapter_config}, {"lamp_json", fuzz_lamp_json},
+      {"safetensors", fuzz_safetensors},
+      {"gguf", fuzz_gguf},
+      {"tokenizer_json", fuzz_tokenizer_json},
+      {"sentencepiece", fuzz_sentencepiece},
+      {"chat_template", fuzz_chat_template},
+      {"adapter_config", fuzz_adapter_config},
+      {"lamp_json", fuzz_lamp_json},
       {"plan_yaml", fuzz_plan_yaml},
   };
   return list;
