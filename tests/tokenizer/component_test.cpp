@@ -1,4 +1,6 @@
 // Every component of the pipeline on tokenizers small enough to work out by hand.
+#include "models/tokenizer/base64.h"
+#include "tests/tokenizer/charsmap_blob.h"
 #include "tests/tokenizer/support.h"
 
 namespace thimble {
@@ -103,6 +105,56 @@ TEST(PreTokenizer, CharacterClasses) {
              {"a", "1", "b"});
 }
 
+TEST(PreTokenizer, Bert) {
+  expect_cut({{"type", "BertPreTokenizer"}}, "Hey friend!  ($5)\xE3\x80\x82 a",
+             {"Hey", "friend", "!", "(", "$", "5", ")", "\xE3\x80\x82", "a"});
+}
+
+TEST(PreTokenizer, FixedLength) {
+  expect_cut({{"type", "FixedLength"}, {"length", 2}}, "a\xC3\xA9" "bcd", {"a\xC3\xA9", "bc", "d"});
+  expect_cut({{"type", "FixedLength"}}, "abcdefg", {"abcde", "fg"});
+  Json json = bpe_json({"a"});
+  json["pre_tokenizer"] = {{"type", "FixedLength"}, {"length", 0}};
+  error_of([&] { load_json(json); }, ErrorCode::input);
+}
+
+TEST(PreTokenizer, UnicodeScripts) {
+  const Json scripts = {{"type", "UnicodeScripts"}};
+  // Han and both kana are one script, a space belongs to the script before it, digits are Common.
+  expect_cut(scripts, "\xE3\x81\xA9\xE6\x97\xA5\xE3\x82\xAB\xE3\x83\xBC" "abc d\xD0\xB6 1",
+             {"\xE3\x81\xA9\xE6\x97\xA5\xE3\x82\xAB\xE3\x83\xBC", "abc d", "\xD0\xB6 ", "1"});
+  expect_cut(scripts, "  a", {"a"});
+  expect_cut(scripts, "Apples are \xE3\x82\x8A", {"Apples are ", "\xE3\x82\x8A"});
+}
+
+TEST(PreTokenizer, NestedClassesAreUnions) {
+  // Bloom's expression has a class inside a negated class.
+  const Json bloom = {{"type", "Split"}, {"pattern", {{"Regex", " ?[^(\\s|[.,!?])]+"}}}, {"behavior", "Isolated"}};
+  expect_cut(bloom, "ab cd,e!", {"ab", " cd", ",", "e", "!"});
+}
+
+TEST(PreTokenizer, KnownExpressionsCutAsTheirRegexDoes) {
+  const char* llama3 =
+      "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"
+      "\\s+(?!\\S)|\\s+";
+  const std::string text = "We'LL go,  12345 km\n\n  on";
+  const std::vector<std::string> want = {"We", "'LL", " go", ",", " ", " ", "123", "45", " km", "\n\n", " ", " on"};
+  for (const std::string behaviour : {"Isolated", "Removed"}) {
+    expect_cut({{"type", "Split"}, {"pattern", {{"Regex", llama3}}}, {"behavior", behaviour}, {"invert", behaviour == "Removed"}},
+               text, want);
+  }
+  // The same expression in brackets has no scanner.
+  expect_cut({{"type", "Split"}, {"pattern", {{"Regex", "(?:" + std::string(llama3) + ")"}}}, {"behavior", "Isolated"}}, text, want);
+}
+
+TEST(PreTokenizer, ByteLevelWithoutAllBytesSpellsThePieces) {
+  // The vocabulary lacks most bytes, so the model cannot take plain bytes; what it has is found all the same.
+  Json json = bpe_json({"?", "\xC4\xA0", "a", "\xC3\x83", "\xC4\xA0" "a"}, {"\xC4\xA0 a"});
+  json["model"]["unk_token"] = "?";
+  json["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
+  EXPECT_EQ(load_json(json).encode("a a\xC3\xA9"), (Ids{2, 4, 3, 0}));
+}
+
 void expect_normal(const Json& normalizer, const std::string& text, const std::string& want) {
   Json json = bpe_json({"?", "<", want.empty() ? "x" : want});
   json["model"]["ignore_merges"] = true;
@@ -130,6 +182,46 @@ TEST(Normalizer, EachType) {
   expect_normal({{"type", "ByteLevel"}}, " \xC3\xA9", "\xC4\xA0\xC3\x83\xC2\xA9");
   expect_normal({{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}, {{"type", "Prepend"}, {"prepend", "<"}}}}},
                 "A", "<a");
+}
+
+TEST(Normalizer, Bert) {
+  const auto bert = [](bool clean, bool chinese, Json accents, bool lower) {
+    return Json{{"type", "BertNormalizer"}, {"clean_text", clean}, {"handle_chinese_chars", chinese}, {"strip_accents", accents},
+                {"lowercase", lower}};
+  };
+  expect_normal(bert(true, true, nullptr, true), "H\xC3\x89" "a\tb\xE2\x80\x8B" "c\xC2\xA0" "d", "hea bc d");
+  expect_normal(bert(true, true, nullptr, false), "\xC3\x89\x01" "a", "\xC3\x89" "a");
+  expect_normal(bert(true, true, true, false), "\xC3\x89" "A", "EA");
+  expect_normal(bert(true, true, false, true), "\xC3\x89" "A", "\xC3\xA9" "a");
+  expect_normal(bert(false, true, false, false), "a\xE6\x97\xA5\t", "a \xE6\x97\xA5 \t");
+  expect_normal(bert(true, false, false, false), "a\xE6\x97\xA5\xEF\xBF\xBD" "b", "a\xE6\x97\xA5" "b");
+  // Unicode 9 and later are unknown to the tables of the tokenizers library: U+1E944 is a mark since 9, U+0300 always was.
+  expect_normal({{"type", "StripAccents"}}, "a\xCC\x80\xF0\x9E\xA5\x84", "a\xF0\x9E\xA5\x84");
+}
+
+TEST(Normalizer, Nmt) {
+  expect_normal({{"type", "Nmt"}}, "a\x01" "b\tc\xE2\x80\x8B" "d\xE2\x96\x81\xEF\xBB\xBF\x7F", "ab c d  ");
+}
+
+TEST(Normalizer, NormalFormsBesideAscii) {
+  // A mark joins the ASCII letter before it, also behind a long plain run; U+FB01 becomes two letters.
+  expect_normal({{"type", "NFC"}}, "plain text ne\xCC\x81" "e x\xCC\xA3\xCC\x81", "plain text n\xC3\xA9" "e x\xCC\xA3\xCC\x81");
+  expect_normal({{"type", "NFKC"}}, "o\xEF\xAC\x81\xCC\x81", "of\xC3\xAD");
+}
+
+TEST(Normalizer, PrecompiledLooksUpClusters) {
+  const auto json = [](const std::map<std::string, std::string>& entries) {
+    return Json{{"type", "Precompiled"}, {"precompiled_charsmap", encode_base64(charsmap_blob(entries))}};
+  };
+  expect_normal(json({{"\xEF\xAC\x81", "fi"}, {"x", "yy"}}), "\xEF\xAC\x81xa", "fiyya");
+  // One cluster e + accent: an entry for the pair replaces it, and so does one for its beginning, accent and all.
+  expect_normal(json({{"e\xCC\x81", "E"}}), "e\xCC\x81" "e", "Ee");
+  expect_normal(json({{"e", "E"}}), "e\xCC\x81" "e", "EE");
+  Json bad = bpe_json({"a"});
+  bad["normalizer"] = {{"type", "Precompiled"}, {"precompiled_charsmap", "!!"}};
+  EXPECT_NE(error_of([&] { load_json(bad); }, ErrorCode::input).find("normalizer.precompiled_charsmap"), std::string::npos);
+  bad["normalizer"]["precompiled_charsmap"] = encode_base64("abcdefghij");
+  error_of([&] { load_json(bad); }, ErrorCode::input);
 }
 
 std::string decoded(const Json& decoder, const std::vector<std::string>& tokens) {
@@ -161,6 +253,23 @@ TEST(Decoder, EachType) {
   const Json fused = {{"type", "Sequence"},
                       {"decoders", {{{"type", "Fuse"}}, {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}};
   EXPECT_EQ(decoded(fused, {" ", " a", " b"}), " a b") << "one space of the whole text";
+}
+
+TEST(Decoder, WordPiece) {
+  const Json plain = {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", false}};
+  EXPECT_EQ(decoded(plain, {"un", "##able", "to", "."}), "unable to .");
+  EXPECT_EQ(decoded(plain, {"##able", "a"}), "##able a") << "the first token stays as it is";
+  const Json clean = {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}};
+  EXPECT_EQ(decoded(clean, {"do", "n't", "stop", ".", "ok", "?"}), "don't stop. ok?");
+  EXPECT_EQ(decoded(clean, {"i", "'", "m"}), "i ' m") << "token by token: \" '\" and \" m\" are seen apart";
+}
+
+TEST(Decoder, Ctc) {
+  const Json ctc = {{"type", "CTC"}, {"pad_token", "<pad>"}, {"word_delimiter_token", "|"}, {"cleanup", true}};
+  EXPECT_EQ(decoded(ctc, {"<pad>", "h", "h", "e", "l", "<pad>", "l", "l", "o", "|", "|", "x"}), "hello x");
+  Json raw = ctc;
+  raw["cleanup"] = false;
+  EXPECT_EQ(decoded(raw, {"a", "|", "b"}), "a|b");
 }
 
 TEST(PostProcessor, EachType) {
