@@ -41,6 +41,7 @@ void register_model(const Run& run);
 void register_trace(const Run& run);
 void register_scan(const Run& run);
 void register_ops(const Run& run);
+void register_tokenize();
 
 inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

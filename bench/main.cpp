@@ -199,6 +199,7 @@ int run_benches(int argc, char** argv) {
   register_trace(run);
   register_scan(run);
   register_ops(run);
+  register_tokenize();
   const size_t matched = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   if ((matched == 0 || !measures) && !unfinished.empty() && !in_place) std::remove(unfinished.c_str());
