@@ -13,6 +13,7 @@
 
 #include "models/io/half.h"
 #include "models/io/json.h"
+#include "models/io/shards.h"
 #include "tensor/error.h"
 
 namespace thimble {
@@ -339,26 +340,6 @@ bool is_pickle_name(std::string_view name) {
 
 constexpr const char* kIndexHint = "the index comes with the model: restore both, or convert the model again";
 
-// Shard names of an index come from a stranger: they may not lead out of the directory.
-void check_shard_name(const std::string& index, const std::string& dir, const std::string& tensor,
-                      const std::string& shard) {
-  const auto complain = [&](const std::string& what) {
-    refuse(index,
-           "field \"weight_map\": tensor " + quote_for_message(tensor) + ": the shard " + quote_for_message(shard) +
-               " " + what,
-           kIndexHint);
-  };
-  if (shard.empty() || shard.size() > 255 || shard[0] == '.' || shard.find_first_of("/\\") != std::string::npos ||
-      shard.find("..") != std::string::npos || shard.find('\0') != std::string::npos)
-    complain("is not a plain file name");
-  if (!ends_with(shard, ".safetensors")) complain("does not end in .safetensors");
-  std::error_code error;
-  const std::filesystem::path file = std::filesystem::canonical(join_path(dir, shard), error);
-  if (error) complain("cannot be found: " + error.message());
-  const std::filesystem::path home = std::filesystem::canonical(dir, error);
-  if (error || file.parent_path() != home) complain("is a link out of the directory");
-}
-
 }  // namespace
 
 const char* safetensors_dtype_name(SafetensorsDtype dtype) { return kDtypes[static_cast<size_t>(dtype)].name; }
@@ -478,33 +459,26 @@ SafetensorsSet::SafetensorsSet(const std::string& path) : path_(path) {
   } else if (file_exists(single)) {
     files_.push_back(std::make_unique<SafetensorsFile>(single));
   } else if (file_exists(index)) {
-    const nlohmann::json json = parse_json_file(index, kSafetensorsMaxHeader);
-    const JsonObject root(json, index);
-    const std::optional<JsonObject> map = root.object("weight_map");
-    if (!map || map->json().empty()) root.fail("weight_map", "an object from tensor names to shards");
+    const std::map<std::string, std::string> placed = read_shard_index(index, path, ".safetensors");
     std::map<std::string, size_t> shards;  // opened in the order of their names
-    for (const auto& [tensor, shard] : map->json().items()) {
-      if (!shard.is_string()) map->fail(tensor, "the file name of a shard");
-      if (shards.emplace(shard.get_ref<const std::string&>(), 0).second)
-        check_shard_name(index, path, tensor, shard.get_ref<const std::string&>());
-    }
+    for (const auto& [tensor, shard] : placed) shards.emplace(shard, 0);
     for (auto& [shard, i] : shards) {
       i = files_.size();
       files_.push_back(std::make_unique<SafetensorsFile>(join_path(path, shard)));
     }
-    for (const auto& [tensor, shard] : map->json().items()) {
-      const SafetensorsFile& file = *files_[shards[shard.get_ref<const std::string&>()]];
+    for (const auto& [tensor, shard] : placed) {
+      const SafetensorsFile& file = *files_[shards[shard]];
       if (!file.find(tensor))
         refuse(file.path(), "tensor " + quote_for_message(tensor) + ": promised by " + index + ", but not in the file",
                kIndexHint);
     }
     for (const auto& [shard, i] : shards)
       for (const TensorInfo& t : files_[i]->tensors()) {
-        const auto it = map->json().find(t.name);
-        if (it == map->json().end() || *it != shard)
+        const auto it = placed.find(t.name);
+        if (it == placed.end() || it->second != shard)
           refuse(files_[i]->path(),
                  "tensor " + quote_for_message(t.name) + ": in the file, but " + index +
-                     (it == map->json().end() ? " does not name it" : " places it elsewhere"),
+                     (it == placed.end() ? " does not name it" : " places it elsewhere"),
                  kIndexHint);
       }
   } else {
