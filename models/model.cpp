@@ -6,6 +6,8 @@
 #include <cstring>
 
 #include "kernels/kernel_table.h"
+#include "models/gguf_model.h"
+#include "models/io/pickle.h"
 #include "models/loader.h"
 #include "tensor/error.h"
 
@@ -159,17 +161,30 @@ Model load_llama2c(const std::string& path, const LoadOptions& options) {
   return m;
 }
 
+Model load_gguf(const std::string& path, const KernelTable& kernels, const LoadOptions& options) {
+  auto source = std::make_unique<GgufModel>(path, options.budget);
+  const JsonObject object(source->config(), path);
+  Model m;
+  m.path = path;
+  m.family = &find_family(object);
+  m.config = parse_config(object, *m.family);
+  m.store = WeightStore(options.budget);
+  m.file_bytes = static_cast<int64_t>(source->file_bytes());
+  load_weights(m, kernels, options, {source.get(), source->coded(), &m.family->tensors, m.family->optional_prefix});
+  if (!options.trainable) m.source = std::move(source);
+  return m;
+}
+
 }  // namespace
 
 Model load_model(const std::string& path, const KernelTable& kernels, const LoadOptions& options) {
+  if (const std::string gguf = gguf_path(path); !gguf.empty()) return load_gguf(gguf, kernels, options);
   if (!is_directory(path)) {
     if (!file_exists(path))
       throw Error(ErrorCode::input, path + ": no such file or directory",
                   "give a Hugging Face model directory (config.json and *.safetensors) or a llama2.c .bin file");
     if (ends_with(path, ".bin")) return load_llama2c(path, options);
-    if (ends_with(path, ".gguf"))
-      throw Error(ErrorCode::unsupported, path + ": GGUF files are not supported", "use the model's Hugging Face directory");
-    throw Error(ErrorCode::input, path + ": is not a model: expected a directory with config.json, or a llama2.c .bin file",
+    throw Error(ErrorCode::input, path + ": is not a model: expected a directory with config.json, a GGUF file, or a llama2.c .bin file",
                 "give the directory of a Hugging Face model");
   }
   const std::string config_path = join_path(path, "config.json");
@@ -182,7 +197,10 @@ Model load_model(const std::string& path, const KernelTable& kernels, const Load
   m.family = &find_family(object);
   m.config = parse_config(object, *m.family);
   m.store = WeightStore(options.budget);
-  m.source = std::make_unique<SafetensorsSet>(path);
+  if (!SafetensorsSet::present(path) && PickleSet::present(path))
+    m.source = std::make_unique<PickleSet>(path);
+  else
+    m.source = std::make_unique<SafetensorsSet>(path);
   m.file_bytes = static_cast<int64_t>(m.source->file_bytes());
   const std::unique_ptr<CodedSource> coded = open_coded_source(path, *m.source);
   load_weights(m, kernels, options, {m.source.get(), coded.get(), &m.family->tensors, m.family->optional_prefix});

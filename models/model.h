@@ -52,7 +52,7 @@ struct Model {
   int64_t stored_bytes() const;
 };
 
-// path: a Hugging Face directory (config.json with safetensors), or a llama2.c .bin file. f32, f16 and bf16 matrices
+// path: a Hugging Face directory (config.json with safetensors), a GGUF file, or a llama2.c .bin file. f32, f16 and bf16 matrices
 // stay in the mapped file where their layout allows; GPTQ weights are packed into tiles.
 // Errors: input with file and tensor for anything missing, unused, misshapen; unsupported for families and formats.
 Model load_model(const std::string& path, const KernelTable& kernels, const LoadOptions& options = {});

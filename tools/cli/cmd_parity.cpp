@@ -11,6 +11,7 @@
 
 #include "models/adapter.h"
 #include "models/generator.h"
+#include "models/gguf_model.h"
 #include "models/io/safetensors.h"
 #include "models/sampler.h"
 #include "tensor/error.h"
@@ -305,10 +306,26 @@ class Parity {
     remember("greedy_ids (recomputed)", recomputed.data(), recomputed.size() * sizeof(int64_t));
   }
 
+  // Cases of GGUF name tensors as their file does, and store the first rows in its order.
+  ExportedTensor first_rows_in_gguf(const std::string& name, int64_t rows) {
+    const GgufModel file(gguf_path(o_.dir));
+    const GgufModel::Entry* entry = file.entry_of(name);
+    if (!entry) return {};
+    ExportedTensor t = export_tensor(model_, session_.kernels(), entry->name);
+    const std::vector<int32_t> map = file.row_map(*entry);
+    if (t.data.empty() || t.shape.size() != 2 || rows > t.shape[0]) return {};
+    const auto cols = static_cast<size_t>(t.shape[1]);
+    const std::vector<float> from = t.data;
+    for (size_t r = 0; r < map.size(); ++r) std::copy_n(&from[r * cols], cols, &t.data[static_cast<size_t>(map[r]) * cols]);
+    t.data.resize(static_cast<size_t>(rows) * cols);
+    return t;
+  }
+
   void compare_dequantized() {
     for (const TensorInfo& info : expected_.tensors()) {
       if (info.name.rfind("dequant.", 0) != 0) continue;
-      ExportedTensor t = export_tensor(model_, session_.kernels(), info.name.substr(8));
+      ExportedTensor t = gguf_path(o_.dir).empty() ? export_tensor(model_, session_.kernels(), info.name.substr(8))
+                                                   : first_rows_in_gguf(info.name.substr(8), info.shape[0]);
       if (t.data.empty()) t = export_tensor(model_, session_.kernels(), model_.family->optional_prefix + info.name.substr(8));
       if (t.data.empty()) continue;  // stays uncompared, which is reported
       const std::vector<float> want = stored(info.name, static_cast<int64_t>(t.data.size()));

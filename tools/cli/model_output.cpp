@@ -4,6 +4,7 @@
 #include <set>
 #include <vector>
 
+#include "models/gguf_model.h"
 #include "models/io/json.h"
 #include "models/packed.h"
 #include "tensor/error.h"
@@ -31,6 +32,7 @@ const char* dtype_name(SafetensorsDtype dtype) {
 }  // namespace
 
 nlohmann::ordered_json base_config(const Model& model) {
+  if (const std::string gguf = gguf_path(model.path); !gguf.empty()) return gguf_config(GgufFile(gguf));
   if (!model.llama2c) {
     const std::string path = is_directory(model.path) ? join_path(model.path, "config.json") : model.path;
     const nlohmann::json checked = parse_json_file(path);

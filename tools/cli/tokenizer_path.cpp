@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "models/gguf_model.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
@@ -12,6 +13,7 @@ namespace thimble::cli {
 
 std::string default_tokenizer_path(const std::string& model_path) {
   namespace fs = std::filesystem;
+  if (const std::string gguf = gguf_path(model_path); !gguf.empty()) return gguf;
   if (is_directory(model_path)) return model_path;
   if (!file_exists(model_path))
     throw Error(ErrorCode::input, model_path + ": no such file or directory", "give a model directory or a llama2.c .bin file");
