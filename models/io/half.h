@@ -1,4 +1,5 @@
-// Exact widening of 16-bit floats, and rounding to bf16, for the file readers: scalar, no instruction-set assumptions.
+// 16-bit floats for the readers and writers of files: exact widening, and narrowing to the nearest (ties to even);
+// scalar, no instruction-set assumptions.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,29 @@ inline float f16_to_f32(uint16_t h) {
   return sign ? -magnitude : magnitude;
 }
 
-// To nearest, ties to even; subnormal values stay.
-inline uint16_t f32_to_bf16(float value) {
+inline uint32_t f32_to_bits(float f) {
   uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);  // NaN
-  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+  std::memcpy(&bits, &f, sizeof bits);
+  return bits;
+}
+
+// Adds half of the last place that stays, less one when that place is even; a carry runs into the exponent as it should.
+inline uint32_t round_off(uint32_t v, int bits) { return (v + (1u << (bits - 1)) - 1 + (v >> bits & 1)) >> bits; }
+
+inline uint16_t f32_to_bf16(float f) {
+  const uint32_t v = f32_to_bits(f);
+  if ((v & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(v >> 16 | 64);  // NaN stays one
+  return static_cast<uint16_t>(round_off(v, 16));
+}
+
+inline uint16_t f32_to_f16(float f) {
+  const uint32_t v = f32_to_bits(f), sign = v >> 16 & 0x8000u, magnitude = v & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | (magnitude >> 13 & 0x3FFu));
+  if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7C00u);  // from 2^16
+  if (magnitude >= 0x38800000u) return static_cast<uint16_t>(sign | round_off(magnitude - 0x38000000u, 13));  // normal; may round to infinity
+  if (magnitude < 0x33000000u) return static_cast<uint16_t>(sign);  // below half of the smallest subnormal
+  const int shift = 126 - static_cast<int>(magnitude >> 23);  // 14..24
+  return static_cast<uint16_t>(sign | round_off((magnitude & 0x7FFFFFu) | 0x800000u, shift));
 }
 
 }  // namespace thimble::io_detail
