@@ -224,6 +224,7 @@ int main_entry(int argc, char** argv) {
   add_pretrain(app, &run);
   add_quantize(app, &run);
   add_prune(app, &run);
+  add_convert(app, &run);
   add_parity(app, &run);
   add_data(app, &run);
   add_lab(app, &run);

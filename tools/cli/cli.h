@@ -93,6 +93,7 @@ void add_tune(CLI::App& app, Run* run);
 void add_pretrain(CLI::App& app, Run* run);
 void add_quantize(CLI::App& app, Run* run);
 void add_prune(CLI::App& app, Run* run);
+void add_convert(CLI::App& app, Run* run);
 void add_parity(CLI::App& app, Run* run);
 void add_data(CLI::App& app, Run* run);
 void add_lab(CLI::App& app, Run* run);
