@@ -32,7 +32,7 @@ int64_t virtual_rows(const Adapter* adapter) {
 std::vector<PerplexityWindow> perplexity_windows(int64_t n, const PerplexityOptions& options) {
   if (options.ctx < 2)
     throw Error(ErrorCode::usage, fmt::format("--ctx {}: expected at least 2 tokens", options.ctx), "for example --ctx 512");
-  if (options.stride < 1 || options.stride > options.ctx)
+  if (!options.second_half && (options.stride < 1 || options.stride > options.ctx))
     throw Error(ErrorCode::usage, fmt::format("--stride {}: expected 1 to --ctx, which is {}", options.stride, options.ctx),
                 "a stride of half the context is customary");
   const bool bos = options.bos_id >= 0;
@@ -40,6 +40,14 @@ std::vector<PerplexityWindow> perplexity_windows(int64_t n, const PerplexityOpti
     throw Error(ErrorCode::input, fmt::format("the text has {} token{}: nothing can be scored", n, n == 1 ? "" : "s"),
                 bos ? "give a text that is not empty" : "give a longer text, or --bos to score its first token");
   std::vector<PerplexityWindow> windows;
+  if (options.second_half) {
+    const int64_t shift = bos ? 1 : 0, count = (n + shift) / options.ctx;
+    if (count == 0 || options.ctx < 4)
+      throw Error(ErrorCode::input, fmt::format("the text has {} tokens: no window of {} is full", n, options.ctx), "give a longer text or a smaller --ctx (at least 4)");
+    for (int64_t i = 0; i < count && (options.max_windows == 0 || i < options.max_windows); ++i)
+      windows.push_back({i * options.ctx, (i + 1) * options.ctx - shift, i * options.ctx + options.ctx / 2 + 1 - shift});
+    return windows;
+  }
   int64_t scored_to = 0;
   for (int64_t begin = 0; begin < n; begin += options.stride) {
     if (options.max_windows > 0 && static_cast<int64_t>(windows.size()) == options.max_windows) break;

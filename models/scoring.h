@@ -23,6 +23,9 @@ struct PerplexityOptions {
   int64_t ctx = 0;         // 2 .. the model's positions
   int64_t stride = 0;      // 1 .. ctx
   int32_t bos_id = -1;     // >= 0: stands in front of each window
+  // As llama.cpp's perplexity program: whole windows side by side (stride is not used), of which the second half is scored;
+  // with BOS the text is taken as BOS and its tokens, and BOS takes the place of each window's first token.
+  bool second_half = false;
   int64_t batch_rows = 1024;  // windows are evaluated together up to this many rows; at least one window
   int64_t max_windows = 0;    // 0: all
   Adapter* adapter = nullptr;  // serves every row; its virtual tokens come on top of ctx

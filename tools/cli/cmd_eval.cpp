@@ -32,7 +32,7 @@ struct EvalOptions {
   CommonOptions common;
   std::string model, tokenizer, load_as, adapter, ppl, choices, continuation, samples, kv = "f32";
   int64_t ctx = 0, stride = 0, limit = 0;
-  bool bos = false;
+  bool bos = false, second_half = false;
 };
 
 // One question: a context and the continuations to score after it.
@@ -332,6 +332,8 @@ TaskResult run_ppl(const EvalOptions& o, Session& session, Loaded& l, Samples& s
   p.ctx = o.ctx > 0 ? o.ctx : std::min<int64_t>(positions, 1024);
   p.stride = o.stride > 0 ? o.stride : std::max<int64_t>(1, p.ctx / 2);
   p.bos_id = o.bos ? l.bos_id : -1;
+  p.second_half = o.second_half;
+  if (p.second_half) p.stride = p.ctx;
   p.max_windows = o.limit;
   if (p.ctx > positions)
     throw Error(ErrorCode::usage, fmt::format("--ctx {}: {} has positions for {} tokens", p.ctx, l.model.path, positions),
@@ -381,7 +383,7 @@ TaskResult run_ppl(const EvalOptions& o, Session& session, Loaded& l, Samples& s
            {"scored_bytes", bytes},
            {"windows", result.windows.size()},
            {"protocol",
-            {{"ctx", p.ctx}, {"stride", p.stride}, {"bos", o.bos}, {"scored", result.scored}, {"text_sha256", r.sha256}}}};
+            {{"ctx", p.ctx}, {"stride", p.stride}, {"bos", o.bos}, {"second_half", o.second_half}, {"scored", result.scored}, {"text_sha256", r.sha256}}}};
   return r;
 }
 
@@ -510,6 +512,7 @@ int run_eval(const EvalOptions& o) {
   if (modes != 1)
     throw Error(ErrorCode::usage, fmt::format("eval: {} of --ppl, --choices and --continuation given: expected exactly one", modes),
                 "for example --ppl FILE --ctx 512 --stride 256");
+  if (o.second_half && (o.ppl.empty() || o.stride > 0)) throw Error(ErrorCode::usage, "--second-half: belongs to --ppl, without --stride", "leave one away");
   if (o.ppl.empty() && o.stride > 0) throw Error(ErrorCode::usage, "--stride: belongs to --ppl", "leave it away");
   if (!o.ppl.empty() && o.ctx == 1) throw Error(ErrorCode::usage, "--ctx 1: expected at least 2 tokens", "for example --ctx 512");
   parse_kv_type(o.kv, "--kv");
@@ -562,6 +565,7 @@ void add_eval(CLI::App& app, Run* run) {
   command->add_option("--stride", o->stride, "tokens between the starts of windows; default: half of --ctx")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   command->add_flag("--bos", o->bos, "put BOS in front of each window or context");
+  command->add_flag("--second-half", o->second_half, "windows side by side, the second half of each scored: llama.cpp's protocol");
   command->add_option("--limit", o->limit, "only the first N rows (windows for --ppl)")->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   command->add_option("--samples", o->samples, "write one JSON line per row (window) to this file");
   add_common_options(*command, o->common);

@@ -1,0 +1,239 @@
+// GGUF files as models: the reference files of llama.cpp's own quantizer, every family's tensors and settings there and
+// back, row orders by hand, and what is refused.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "models/gguf_arch.h"
+#include "models/gguf_export.h"
+#include "models/gguf_model.h"
+#include "models/llama2c_export.h"
+#include "models/model.h"
+#include "models/model_source.h"
+#include "kernels/kernel_table.h"
+#include "models/transformer.h"
+#include "tensor/error.h"
+#include "tests/io/gguf_bytes.h"
+#include "tests/models/support.h"
+#include "tests/scratch_dir.h"
+
+namespace thimble {
+namespace {
+
+using io_test::GgufBytes;
+
+std::string shared_path(const std::string& path) { return std::string(THIMBLE_SOURCE_DIR) + "/../shared/" + path; }
+
+std::string zeros(size_t floats) { return std::string(4 * floats, '\0'); }
+
+// A llama of one layer: 2 heads of 4 over hidden 8, one key/value head, vocabulary 3.
+GgufBytes small_llama() {
+  GgufBytes b;
+  b.text("general.architecture", "llama");
+  b.u32("llama.context_length", 16);
+  b.u32("llama.embedding_length", 8);
+  b.u32("llama.block_count", 1);
+  b.u32("llama.feed_forward_length", 8);
+  b.u32("llama.attention.head_count", 2);
+  b.u32("llama.attention.head_count_kv", 1);
+  b.u32("llama.rope.dimension_count", 4);
+  b.f32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
+  b.f32("llama.rope.freq_base", 500000.0f);
+  b.u32("tokenizer.ggml.bos_token_id", 1);
+  b.u32("tokenizer.ggml.eos_token_id", 2);
+  b.tensor("token_embd.weight", {8, 3}, 0, zeros(24));
+  b.tensor("blk.0.attn_norm.weight", {8}, 0, zeros(8));
+  std::string q, k;
+  for (int r = 0; r < 8; ++r)
+    for (int c = 0; c < 8; ++c) io_test::put(q, static_cast<float>(10 * r + c));
+  for (int r = 0; r < 4; ++r)
+    for (int c = 0; c < 8; ++c) io_test::put(k, static_cast<float>(100 + 10 * r + c));
+  b.tensor("blk.0.attn_q.weight", {8, 8}, 0, q);
+  b.tensor("blk.0.attn_k.weight", {8, 4}, 0, k);
+  b.tensor("blk.0.attn_v.weight", {8, 4}, 0, zeros(32));
+  b.tensor("blk.0.attn_output.weight", {8, 8}, 0, zeros(64));
+  b.tensor("blk.0.ffn_norm.weight", {8}, 0, zeros(8));
+  b.tensor("blk.0.ffn_gate.weight", {8, 8}, 0, zeros(64));
+  b.tensor("blk.0.ffn_up.weight", {8, 8}, 0, zeros(64));
+  b.tensor("blk.0.ffn_down.weight", {8, 8}, 0, zeros(64));
+  b.tensor("output_norm.weight", {8}, 0, zeros(8));
+  return b;
+}
+
+std::string written(const testing::ScratchDir& dir, const GgufBytes& b) {
+  const std::string path = dir.path() + "/x.gguf", bytes = b.bytes();
+  std::filesystem::remove(path);
+  std::ofstream(path, std::ios::binary) << bytes;
+  return path;
+}
+
+TEST(GgufModel, TranslatesNamesSettingsAndRows) {
+  const testing::ScratchDir dir;
+  const GgufModel m(written(dir, small_llama()));
+  EXPECT_EQ(m.config()["model_type"], "llama");
+  EXPECT_EQ(m.config()["vocab_size"], 3);
+  EXPECT_EQ(m.config()["num_key_value_heads"], 1);
+  EXPECT_EQ(m.config()["rms_norm_eps"], 1e-5);
+  EXPECT_EQ(m.config()["rope_theta"], 500000.0);
+  EXPECT_EQ(m.config()["tie_word_embeddings"], true);
+  EXPECT_EQ(m.config()["eos_token_id"], 2);
+  EXPECT_EQ(m.coded(), nullptr);
+  // The pairs (0, 1), (2, 3) of a head of 4 become (0, 2), (1, 3): rows 0 2 1 3.
+  const TensorView q = m.find_view("model.layers.0.self_attn.q_proj.weight");
+  ASSERT_TRUE(q);
+  const auto* v = reinterpret_cast<const float*>(q.data);
+  const int order[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+  for (int r = 0; r < 8; ++r) EXPECT_EQ(v[8 * r + 1], static_cast<float>(10 * order[r] + 1));
+  EXPECT_EQ(reinterpret_cast<const float*>(m.find_view("model.layers.0.self_attn.k_proj.weight").data)[8], 120.0f);
+  EXPECT_TRUE(m.has("model.layers.0.post_attention_layernorm.weight"));
+  EXPECT_FALSE(m.has("lm_head.weight"));
+  const Model loaded = load_model(dir.path() + "/x.gguf", build_kernel_table(Tier::ref));
+  EXPECT_EQ(loaded.config.rope.theta, 500000.0);
+  EXPECT_TRUE(loaded.config.tied);
+}
+
+TEST(GgufModel, PutsFusedRowsWhereHuggingFaceHasThem) {
+  const HeadSizes heads{4, 2, 2};
+  // Two groups of two query heads: [q q k v] [q q k v] there; q q q q k k v v here.
+  const std::vector<int32_t> map = gguf_row_map(GgufChange::per_head, heads, 16);
+  EXPECT_EQ(map, (std::vector<int32_t>{0, 1, 2, 3, 8, 9, 12, 13, 4, 5, 6, 7, 10, 11, 14, 15}));
+  EXPECT_EQ(gguf_row_map(GgufChange::only_k, heads, 4), (std::vector<int32_t>{8, 9, 10, 11}));
+  EXPECT_EQ(gguf_row_map(GgufChange::only_v, heads, 4), (std::vector<int32_t>{12, 13, 14, 15}));
+  EXPECT_TRUE(gguf_row_map(GgufChange::none, heads, 4).empty());
+}
+
+template <class F>
+void refused(ErrorCode code, const std::vector<std::string>& parts, F change) {
+  const testing::ScratchDir dir;
+  GgufBytes b = small_llama();
+  change(b);
+  const std::string path = written(dir, b);
+  try {
+    load_model(path, build_kernel_table(Tier::ref));
+    ADD_FAILURE() << "accepted: " << parts[0];
+  } catch (const Error& e) {
+    EXPECT_EQ(static_cast<int>(e.code()), static_cast<int>(code)) << e.what();
+    for (const std::string& part : parts) EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << part << "\nin: " << e.what();
+  }
+}
+
+std::string& bytes_of_key(GgufBytes& b) { return b.keys; }
+void replace(std::string& where, const std::string& from, const std::string& to) {
+  const size_t at = where.find(from);
+  ASSERT_NE(at, std::string::npos);
+  where.replace(at, from.size(), to);
+}
+
+TEST(GgufModel, RefusesByName) {
+  refused(ErrorCode::unsupported, {"architecture", "mamba"}, [](GgufBytes& b) { replace(bytes_of_key(b), "llama", "mamba"); });
+  refused(ErrorCode::unsupported, {"general.type", "adapter"}, [](GgufBytes& b) { b.text("general.type", "adapter"); });
+  refused(ErrorCode::unsupported, {"rotary scaling", "spiral"}, [](GgufBytes& b) { b.text("llama.rope.scaling.type", "spiral"); });
+  refused(ErrorCode::unsupported, {"\"odd\"", "IQ4_XS"}, [](GgufBytes& b) { b.tensor("odd", {256}, 23, std::string(136, '\0')); });
+  refused(ErrorCode::input, {"not used", "odd"}, [](GgufBytes& b) { b.tensor("odd", {2}, 0, zeros(2)); });
+  refused(ErrorCode::input, {"blk.0.attn_k.weight", "its heads imply 4"}, [](GgufBytes& b) { b.tensors[3].dims = {4, 8}; });
+  refused(ErrorCode::input, {"up_proj", "missing"}, [](GgufBytes& b) { b.tensors[8].name = "blk.1.ffn_up.weight"; });
+  refused(ErrorCode::input, {"rope_freqs", "expected 2 numbers"}, [](GgufBytes& b) { b.tensor("rope_freqs.weight", {3}, 0, zeros(3)); });
+  refused(ErrorCode::input, {"rope_freqs", "positive"}, [](GgufBytes& b) { b.tensor("rope_freqs.weight", {2}, 0, zeros(2)); });
+}
+
+TEST(GgufModel, FactorsOfFrequenciesAreScaling) {
+  const testing::ScratchDir dir;
+  GgufBytes b = small_llama();
+  std::string factors;
+  io_test::put(factors, 1.0f);
+  io_test::put(factors, 8.0f);
+  b.tensor("rope_freqs.weight", {2}, 0, factors);
+  const Model m = load_model(written(dir, b), build_kernel_table(Tier::ref));
+  const RopeFrequencies f = rope_frequencies(m.config.rope, 8);
+  EXPECT_FLOAT_EQ(f.inv_freq[0], 1.0f);
+  EXPECT_FLOAT_EQ(f.inv_freq[1], static_cast<float>(1 / std::sqrt(500000.0) / 8));
+  EXPECT_EQ(f.attention_factor, 1.0f);
+}
+
+// Every family with a place in GGUF goes there as f32 and comes back with the same tensors, bit for bit, and the same
+// flags of the transformer (but for what GGUF does not hold).
+void there_and_back(const std::string& original) {
+  SCOPED_TRACE(original);
+  const testing::ScratchDir dir;
+  const ModelSource before(original);
+  const std::string path = dir.path() + "/m.gguf";
+  GgufExport(before, GgmlType::f32).write(path, "", {});
+  const ModelSource after(path);
+  ASSERT_EQ(after.tensors().size(), before.tensors().size());
+  for (size_t i = 0; i < before.tensors().size(); ++i) {
+    const SourceTensor &a = before.tensors()[i], &b = after.tensors()[i];
+    ASSERT_EQ(a.name, b.name);
+    ASSERT_EQ(a.shape, b.shape);
+    const std::vector<float> x = before.read_f32(a), y = after.read_f32(b);
+    const bool offset = before.config().norm_offset != 0 && a.shape.size() == 1;
+    for (size_t k = 0; k < x.size(); ++k) {
+      if (offset)
+        ASSERT_NEAR(x[k], y[k], 2e-7) << a.name;
+      else
+        ASSERT_EQ(x[k], y[k]) << a.name << " " << k;
+    }
+  }
+  ModelConfig a = before.config(), b = after.config();
+  a.family = b.family;
+  if (a.rope.scaling == RopeScaling::llama3) {  // comes back as a list of factors
+    const RopeFrequencies x = rope_frequencies(a.rope, 8), y = rope_frequencies(b.rope, 8);
+    for (size_t j = 0; j < x.inv_freq.size(); ++j) EXPECT_NEAR(x.inv_freq[j], y.inv_freq[j], 1e-6 * x.inv_freq[j]);
+    a.rope = b.rope;
+  }
+  EXPECT_NEAR(a.norm_eps, b.norm_eps, 1e-12);
+  a.norm_eps = b.norm_eps;
+  a.bos_id = b.bos_id;  // the tokenizer's keys hold them
+  a.eos_ids = b.eos_ids;
+  EXPECT_TRUE(a == b) << "flags differ";
+}
+
+TEST(GgufModel, FamiliesGoThereAndBack) {
+  const std::string folder = shared_path("oracle/hf");
+  if (!std::filesystem::exists(folder)) GTEST_SKIP() << "not here: " << folder;
+  for (const char* name : {"llama_gqa_untied", "llama_mha_tied", "llama_attn_bias", "llama_rope_llama3", "qwen2", "gemma_mqa", "gpt2", "gpt_neox",
+                           "gpt_neox_sequential", "phi", "phi3", "stablelm", "falcon_mqa"})
+    there_and_back(folder + "/" + name);
+}
+
+TEST(GgufModel, ReferenceFilesGiveTheirLogits) {
+  const std::string folder = shared_path("oracle/gguf");
+  if (!std::filesystem::exists(folder)) GTEST_SKIP() << "not here: " << folder;
+  for (const char* name : {"f16", "q4_0", "q4_k", "q5_1", "q6_k", "q8_0"}) {
+    SCOPED_TRACE(name);
+    const Model m = load_model(folder + "/" + name, build_kernel_table(Tier::ref));
+    EXPECT_EQ(m.config.hidden, 256);
+    EXPECT_FALSE(m.config.rope.interleaved);
+    const GgufModel file(gguf_path(folder + std::string("/") + name));
+    const ExportedTensor t = export_tensor(m, build_kernel_table(Tier::ref), "model.layers.1.mlp.down_proj.weight");
+    EXPECT_EQ(t.data, file.read_f32(*file.entry_of("blk.1.ffn_down.weight")));
+  }
+}
+
+TEST(Llama2cExport, RoundTrip) {
+  const std::string path = shared_path("data/models/stories260K/stories260K.bin");
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "not here: " << path;
+  const testing::ScratchDir dir;
+  const std::string out = dir.path() + "/m.bin";
+  write_llama2c(ModelSource(path), out, {});
+  std::ifstream a(path, std::ios::binary), b(out, std::ios::binary);
+  const std::string x((std::istreambuf_iterator<char>(a)), {}), y((std::istreambuf_iterator<char>(b)), {});
+  ASSERT_EQ(x.size(), y.size());
+  const Llama2cFile f(path);
+  const auto tables = static_cast<size_t>(f.max_seq_len * f.head_dim()) * 4;  // computed by another program: not compared
+  EXPECT_EQ(x.substr(0, x.size() - tables), y.substr(0, y.size() - tables));
+  // Its GGUF of other hands has the same rows.
+  const std::string gguf = shared_path("data/models/stories260K/stories260K.gguf");
+  const ModelSource plain(path), other(gguf);
+  for (size_t i = 0; i < plain.tensors().size(); ++i) {
+    const SourceTensor &p = plain.tensors()[i], &g = other.tensors()[i];
+    ASSERT_EQ(p.name, g.name);
+    const std::vector<float> v = plain.read_f32(p), w = other.read_f32(g);
+    ASSERT_EQ(v.size(), w.size()) << p.name;
+    for (size_t k = 0; k < v.size(); ++k) ASSERT_EQ(v[k], w[k]) << p.name << " " << k;
+  }
+}
+
+}  // namespace
+}  // namespace thimble
