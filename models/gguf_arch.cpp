@@ -40,13 +40,14 @@ constexpr GgufName kPairsK = {"blk.{}.attn_k", "model.layers.{}.self_attn.k_proj
 constexpr GgufName kQNorm = {"blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_norm"};
 constexpr GgufName kKNorm = {"blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"};
 
-const Names kLlamaNames = with(kLlamaBase, {kNorm2,
-                                            kPairsQ,
-                                            kPairsK,
-                                            {"blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate"},
-                                            {"blk.{}.ffn_gate_exps", "model.layers.{}.block_sparse_moe.experts.{}.w1", GgufChange::experts},
-                                            {"blk.{}.ffn_down_exps", "model.layers.{}.block_sparse_moe.experts.{}.w2", GgufChange::experts},
-                                            {"blk.{}.ffn_up_exps", "model.layers.{}.block_sparse_moe.experts.{}.w3", GgufChange::experts}});
+const Names kLlamaNames =
+    with(kLlamaBase, {kNorm2,
+                      kPairsQ,
+                      kPairsK,
+                      {"blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate"},
+                      {"blk.{}.ffn_gate_exps", "model.layers.{}.block_sparse_moe.experts.{}.w1", GgufChange::experts},
+                      {"blk.{}.ffn_down_exps", "model.layers.{}.block_sparse_moe.experts.{}.w2", GgufChange::experts},
+                      {"blk.{}.ffn_up_exps", "model.layers.{}.block_sparse_moe.experts.{}.w3", GgufChange::experts}});
 const Names kPlainNames = with(kLlamaBase, {kNorm2, kQ, kK, kQNorm, kKNorm});
 const Names kOlmoNames = with(kLlamaBase, {kPairsQ, kPairsK});
 const Names kOlmo2Names = with(kLlamaBase, {kQ,
@@ -72,12 +73,12 @@ const Names kGemma2Names =
                                         {"blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm"},
                                         {"blk.{}.ffn_norm", "model.layers.{}.pre_feedforward_layernorm"},
                                         {"blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"}}));
-const Names kStablelmNames =
-    with(kLlamaBase, {kNorm2,
-                      kQ,
-                      kK,
-                      {"blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_layernorm.norms.{}", GgufChange::head_norms},
-                      {"blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_layernorm.norms.{}", GgufChange::head_norms}});
+const Names kStablelmNames = with(
+    kLlamaBase, {kNorm2,
+                 kQ,
+                 kK,
+                 {"blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_layernorm.norms.{}", GgufChange::head_norms},
+                 {"blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_layernorm.norms.{}", GgufChange::head_norms}});
 const Names kStarcoder2Names = {
     {"token_embd", "model.embed_tokens"},
     {"output_norm", "model.norm"},
@@ -234,12 +235,15 @@ class Translator {
   Json run() {
     const GgufArch* row = find_gguf_arch(arch_);
     if (!row)
-      throw Error(ErrorCode::unsupported, fmt::format("{}: architecture {} is not supported", f_.path(), quote_for_message(arch_)),
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: architecture {} is not supported", f_.path(), quote_for_message(arch_)),
                   "supported: " + known_gguf_archs());
     const std::string type = f_.get_string("general.type").value_or("model");
     if (type != "model")
-      throw Error(ErrorCode::unsupported, fmt::format("{}: general.type is {}: expected a model", f_.path(), quote_for_message(type)),
-                  type == "adapter" ? "give an adapter with --adapter, and its base model here" : "give the file that holds the weights");
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: general.type is {}: expected a model", f_.path(), quote_for_message(type)),
+                  type == "adapter" ? "give an adapter with --adapter, and its base model here"
+                                    : "give the file that holds the weights");
     c_["model_type"] = row->model_type;
     sizes();
     tokens();
@@ -261,14 +265,16 @@ class Translator {
   void sizes() {
     const GgufTensor* embed = f_.find_tensor("token_embd.weight");
     if (!embed || embed->dims.size() != 2)
-      throw Error(ErrorCode::input, f_.path() + ": tensor token_embd.weight: expected a matrix", "the file holds no whole model");
+      throw Error(ErrorCode::input, f_.path() + ": tensor token_embd.weight: expected a matrix",
+                  "the file holds no whole model");
     const int64_t heads = need("attention.head_count"), hidden = need("embedding_length");
     const int64_t kv_heads = get("attention.head_count_kv").value_or(heads);
     head_dim_ = get("attention.key_length").value_or(std::max<int64_t>(1, hidden / heads));
     heads_ = heads;
     hidden_ = hidden;
     if (const auto value = get("attention.value_length"); value && *value != head_dim_)
-      throw Error(ErrorCode::unsupported, fmt::format("{}: heads of values have {} entries, those of keys {}", f_.path(), *value, head_dim_),
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: heads of values have {} entries, those of keys {}", f_.path(), *value, head_dim_),
                   "supported: the same length for both");
     c_["vocab_size"] = embed->dims[1];
     const bool gpt2_words = is("gpt2") || is("gptj") || is("starcoder");
@@ -276,14 +282,19 @@ class Translator {
     c_[gpt2_words ? "n_layer" : "num_hidden_layers"] = need("block_count");
     c_[gpt2_words ? "n_head" : "num_attention_heads"] = heads;
     c_[gpt2_words ? "n_inner" : is("falcon") ? "ffn_hidden_size" : "intermediate_size"] = need("feed_forward_length");
-    if (const auto context = get("context_length")) c_[gpt2_words ? "n_positions" : "max_position_embeddings"] = *context;
-    if (!gpt2_words && !is("gptneox") && !is("bloom") && !is("falcon") && !is("bert")) c_["num_key_value_heads"] = kv_heads;
+    if (const auto context = get("context_length"))
+      c_[gpt2_words ? "n_positions" : "max_position_embeddings"] = *context;
+    if (!gpt2_words && !is("gptneox") && !is("bloom") && !is("falcon") && !is("bert"))
+      c_["num_key_value_heads"] = kv_heads;
     if (head_dim_ * heads != hidden) c_["head_dim"] = head_dim_;
     kv_heads_ = kv_heads;
     if (const auto eps = f_.get_float(key("attention.layer_norm_rms_epsilon"))) c_["rms_norm_eps"] = round_trip(*eps);
     if (const auto eps = f_.get_float(key("attention.layer_norm_epsilon")))
-      c_[gpt2_words || is("falcon") || is("bloom") ? "layer_norm_epsilon" : is("starcoder2") ? "norm_epsilon" : "layer_norm_eps"] = round_trip(*eps);
-    if (const auto theta = f_.get_float(key("rope.freq_base"))) c_[is("gptneox") ? "rotary_emb_base" : "rope_theta"] = round_trip(*theta);
+      c_[gpt2_words || is("falcon") || is("bloom") ? "layer_norm_epsilon"
+         : is("starcoder2")                        ? "norm_epsilon"
+                                                   : "layer_norm_eps"] = round_trip(*eps);
+    if (const auto theta = f_.get_float(key("rope.freq_base")))
+      c_[is("gptneox") ? "rotary_emb_base" : "rope_theta"] = round_trip(*theta);
     rope_scaling();
   }
 
@@ -294,7 +305,8 @@ class Translator {
     if (const auto bos = f_.get_int("tokenizer.ggml.bos_token_id")) c_["bos_token_id"] = *bos;
     std::vector<int64_t> ends;
     for (const char* name : {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"})
-      if (const auto id = f_.get_int(name); id && std::find(ends.begin(), ends.end(), *id) == ends.end()) ends.push_back(*id);
+      if (const auto id = f_.get_int(name); id && std::find(ends.begin(), ends.end(), *id) == ends.end())
+        ends.push_back(*id);
     if (ends.size() == 1) c_["eos_token_id"] = ends[0];
     if (ends.size() > 1) c_["eos_token_id"] = ends;
     if (const auto pad = f_.get_int("tokenizer.ggml.padding_token_id")) c_["pad_token_id"] = *pad;
@@ -305,20 +317,27 @@ class Translator {
     if (!t) return {};
     const int64_t rotated = get("rope.dimension_count").value_or(head_dim_);
     if (t->elements() != rotated / 2 || !ggml_is_plain(t->type))
-      throw Error(ErrorCode::input, fmt::format("{}: tensor {}: expected {} numbers, one per rotary pair", f_.path(), tensor, rotated / 2), "convert the model again");
+      throw Error(
+          ErrorCode::input,
+          fmt::format("{}: tensor {}: expected {} numbers, one per rotary pair", f_.path(), tensor, rotated / 2),
+          "convert the model again");
     std::vector<float> v(static_cast<size_t>(t->elements()));
     decode_ggml(t->type, f_.data(*t), t->elements(), v.data());
     for (float x : v)
       if (!(x > 0) || !std::isfinite(x))
-        throw Error(ErrorCode::input, fmt::format("{}: tensor {}: expected positive numbers, found {}", f_.path(), tensor, x), "convert the model again");
+        throw Error(ErrorCode::input,
+                    fmt::format("{}: tensor {}: expected positive numbers, found {}", f_.path(), tensor, x),
+                    "convert the model again");
     return v;
   }
 
   void rope_scaling() {
     const std::string type = f_.get_string(key("rope.scaling.type")).value_or("");
-    const std::optional<double> factor = f_.get_float(key("rope.scaling.factor")), old = f_.get_float(key("rope.scale_linear"));
+    const std::optional<double> factor = f_.get_float(key("rope.scaling.factor")),
+                                old = f_.get_float(key("rope.scale_linear"));
     const std::optional<int64_t> original = get("rope.scaling.original_context_length");
-    const std::vector<float> both = factors("rope_freqs.weight"), lengthy = factors("rope_factors_long.weight"), brief = factors("rope_factors_short.weight");
+    const std::vector<float> both = factors("rope_freqs.weight"), lengthy = factors("rope_factors_long.weight"),
+                             brief = factors("rope_factors_short.weight");
     Json s;
     if (!lengthy.empty() && !brief.empty()) {
       s = {{"rope_type", "longrope"}, {"long_factor", lengthy}, {"short_factor", brief}};
@@ -334,28 +353,38 @@ class Translator {
     } else if (type == "yarn") {
       s = {{"rope_type", "yarn"}, {"factor", factor.value_or(1.0)}};
       if (original) s["original_max_position_embeddings"] = *original;
-      for (const auto& [name, hf] : {std::pair{"rope.scaling.yarn_beta_fast", "beta_fast"}, std::pair{"rope.scaling.yarn_beta_slow", "beta_slow"}})
+      for (const auto& [name, hf] : {std::pair{"rope.scaling.yarn_beta_fast", "beta_fast"},
+                                     std::pair{"rope.scaling.yarn_beta_slow", "beta_slow"}})
         if (const auto v = f_.get_float(key(name))) s[hf] = *v;
     } else if (type == "linear" || (type.empty() && (factor.value_or(old.value_or(0)) > 1))) {
       const double by = factor.value_or(old.value_or(1.0));
       if (by != 1.0) s = {{"rope_type", "linear"}, {"factor", by}};
     } else if (!type.empty() && type != "none" && type != "longrope") {
-      throw Error(ErrorCode::unsupported, fmt::format("{}: rotary scaling {} is not supported", f_.path(), quote_for_message(type)), "supported: none, linear, yarn, longrope");
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: rotary scaling {} is not supported", f_.path(), quote_for_message(type)),
+                  "supported: none, linear, yarn, longrope");
     }
     if (!s.is_null()) c_["rope_scaling"] = s;
   }
 
   // Llama 3's published settings, when they give exactly these factors.
   Json llama3_of(const std::vector<float>& found) const {
-    const double theta = f_.get_float(key("rope.freq_base")).value_or(10000.0), factor = *std::max_element(found.begin(), found.end());
+    const double theta = f_.get_float(key("rope.freq_base")).value_or(10000.0),
+                 factor = *std::max_element(found.begin(), found.end());
     const double original = 8192, low = 1, high = 4;
     for (size_t j = 0; j < found.size(); ++j) {
       const double wavelength = 2 * M_PI * std::pow(theta, double(j) / double(found.size()));
       const double s = (original / wavelength - low) / (high - low);
-      const double expected = wavelength < original / high ? 1 : wavelength > original / low ? factor : 1 / ((1 - s) / factor + s);
+      const double expected = wavelength < original / high  ? 1
+                              : wavelength > original / low ? factor
+                                                            : 1 / ((1 - s) / factor + s);
       if (std::fabs(found[j] - expected) > 1e-4 * expected) return nullptr;
     }
-    return {{"rope_type", "llama3"}, {"factor", factor}, {"low_freq_factor", low}, {"high_freq_factor", high}, {"original_max_position_embeddings", 8192}};
+    return {{"rope_type", "llama3"},
+            {"factor", factor},
+            {"low_freq_factor", low},
+            {"high_freq_factor", high},
+            {"original_max_position_embeddings", 8192}};
   }
 
   void own(const std::string& type) {
@@ -412,13 +441,15 @@ class Translator {
       c_["bias"] = has_tensor("blk.0.attn_qkv.bias");
       c_["alibi"] = false;
     } else if (type == "olmo") {
-      if (const auto clip = f_.get_float(key("attention.clamp_kqv")); clip && *clip > 0) c_["clip_qkv"] = round_trip(*clip);
+      if (const auto clip = f_.get_float(key("attention.clamp_kqv")); clip && *clip > 0)
+        c_["clip_qkv"] = round_trip(*clip);
       c_.erase("layer_norm_eps");
     } else if (type == "cohere") {
       c_["logit_scale"] = round_trip(f_.get_float(key("logit_scale")).value_or(1.0));
       c_["use_qk_norm"] = has_tensor("blk.0.attn_q_norm.weight");
     } else if (type == "bert") {
-      if (const GgufTensor* t = f_.find_tensor("token_types.weight"); t && t->dims.size() == 2) c_["type_vocab_size"] = t->dims[1];
+      if (const GgufTensor* t = f_.find_tensor("token_types.weight"); t && t->dims.size() == 2)
+        c_["type_vocab_size"] = t->dims[1];
       c_["hidden_act"] = "gelu";
     }
   }
@@ -429,8 +460,10 @@ class Translator {
     // The largest of each generation scales scores by the width per head instead of the head's own; no key tells.
     const bool largest = (type == "gemma2" && layers == 46) || (type == "gemma3_text" && layers == 62);
     c_["query_pre_attn_scalar"] = largest ? hidden_ / heads_ : head_dim_;
-    if (const auto window = get("attention.sliding_window")) c_["sliding_window"] = *window;
-    else c_["sliding_window"] = nullptr;
+    if (const auto window = get("attention.sliding_window"))
+      c_["sliding_window"] = *window;
+    else
+      c_["sliding_window"] = nullptr;
     c_["attn_logit_softcapping"] = nullptr;
     c_["final_logit_softcapping"] = nullptr;
     if (const auto cap = f_.get_float(key("attn_logit_softcapping"))) c_["attn_logit_softcapping"] = *cap;
@@ -442,7 +475,9 @@ class Translator {
   }
 
   [[noreturn]] void unsupported_rotary(double rotated) const {
-    throw Error(ErrorCode::unsupported, fmt::format("{}: {} rotary dimensions of a head of {}", f_.path(), rotated, head_dim_), "expected all of them");
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: {} rotary dimensions of a head of {}", f_.path(), rotated, head_dim_),
+                "expected all of them");
   }
 
   const GgufFile& f_;
@@ -472,7 +507,8 @@ const std::vector<GgufName>& gguf_names(const GgufArch& arch, bool two_norms) {
 std::string known_gguf_archs() {
   std::string list;
   for (const GgufArch& a : kArchs)
-    if (list.find(a.arch) == std::string::npos || std::strcmp(a.arch, "gptj") == 0) list += (list.empty() ? "" : ", ") + std::string(a.arch);
+    if (list.find(a.arch) == std::string::npos || std::strcmp(a.arch, "gptj") == 0)
+      list += (list.empty() ? "" : ", ") + std::string(a.arch);
   return list;
 }
 
@@ -490,7 +526,8 @@ std::vector<int32_t> gguf_row_map(GgufChange change, const HeadSizes& h, int64_t
     case GgufChange::per_head:
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t shared = r / ((group + 2) * d), place = r / d % (group + 2);
-        const int64_t head = place < group ? shared * group + place : h.heads + (place == group ? 0 : h.kv_heads) + shared;
+        const int64_t head =
+            place < group ? shared * group + place : h.heads + (place == group ? 0 : h.kv_heads) + shared;
         put(head * d + r % d);
       }
       break;
@@ -499,9 +536,11 @@ std::vector<int32_t> gguf_row_map(GgufChange change, const HeadSizes& h, int64_t
       break;
     case GgufChange::only_k:
     case GgufChange::only_v:
-      for (int64_t r = 0; r < h.kv_heads * d; ++r) put((h.heads + (change == GgufChange::only_v ? h.kv_heads : 0)) * d + r);
+      for (int64_t r = 0; r < h.kv_heads * d; ++r)
+        put((h.heads + (change == GgufChange::only_v ? h.kv_heads : 0)) * d + r);
       break;
-    default: break;
+    default:
+      break;
   }
   return map;
 }

@@ -1,5 +1,5 @@
-// The architectures of GGUF as rows: which family of config.json each one is, how its tensors are called in both worlds,
-// and what happens to their rows on the way. Readers and writers of GGUF share the rows.
+// The architectures of GGUF as rows: which family of config.json each one is, how its tensors are called in both
+// worlds, and what happens to their rows on the way. Readers and writers of GGUF share the rows.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace thimble {
 // What distinguishes a tensor of Hugging Face's file from the one in GGUF.
 enum class GgufChange : uint8_t {
   none,
-  pairs_q,     // the rows of each head stand in the order of interleaved rotary pairs
+  pairs_q,  // the rows of each head stand in the order of interleaved rotary pairs
   pairs_k,
   plus_one,    // a norm with 1 added
   transposed,  // Hugging Face keeps [in, out] (Conv1D)

@@ -48,14 +48,22 @@ std::string fill(std::string pattern, int64_t value) {
 
 uint32_t file_type(GgmlType type) {
   switch (type) {
-    case GgmlType::f32: return 0;
-    case GgmlType::f16: return 1;
-    case GgmlType::q4_0: return 2;
-    case GgmlType::q4_1: return 3;
-    case GgmlType::q8_0: return 7;
-    case GgmlType::q4_k: return 14;
-    case GgmlType::q6_k: return 18;
-    default: return 32;  // bf16
+    case GgmlType::f32:
+      return 0;
+    case GgmlType::f16:
+      return 1;
+    case GgmlType::q4_0:
+      return 2;
+    case GgmlType::q4_1:
+      return 3;
+    case GgmlType::q8_0:
+      return 7;
+    case GgmlType::q4_k:
+      return 14;
+    case GgmlType::q6_k:
+      return 18;
+    default:
+      return 32;  // bf16
   }
 }
 
@@ -68,7 +76,8 @@ GgmlType fitting(GgmlType type, int64_t cols) {
 }
 
 [[noreturn]] void no_place(const ModelSource& source, const std::string& what) {
-  throw Error(ErrorCode::unsupported, fmt::format("{}: {}: GGUF has no place for it", source.path(), what), "export it as safetensors");
+  throw Error(ErrorCode::unsupported, fmt::format("{}: {}: GGUF has no place for it", source.path(), what),
+              "export it as safetensors");
 }
 
 }  // namespace
@@ -84,7 +93,8 @@ GgufExport::GgufExport(const ModelSource& source, GgmlType type) : source_(sourc
   const std::string model_type = source.json().value("model_type", std::string());
   arch_ = find_gguf_arch_of(model_type);
   if (!arch_)
-    throw Error(ErrorCode::unsupported, fmt::format("{}: GGUF has no architecture for {}", source.path(), quote_for_message(model_type)),
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: GGUF has no architecture for {}", source.path(), quote_for_message(model_type)),
                 "architectures: " + known_gguf_archs());
   if (std::strcmp(arch_->arch, "gptj") == 0) no_place(source, "a GPT-J model (llama.cpp reads none)");
   plan();
@@ -93,7 +103,8 @@ GgufExport::GgufExport(const ModelSource& source, GgmlType type) : source_(sourc
 void GgufExport::plan() {
   const ModelConfig& c = source_.config();
   bool two_norms = false;
-  for (const SourceTensor& t : source_.tensors()) two_norms = two_norms || t.name.find(".ln_attn.") != std::string::npos;
+  for (const SourceTensor& t : source_.tensors())
+    two_norms = two_norms || t.name.find(".ln_attn.") != std::string::npos;
   const std::vector<GgufName>& names = gguf_names(*arch_, two_norms);
   std::map<std::string, size_t> index;
   for (const SourceTensor& t : source_.tensors()) {
@@ -125,7 +136,8 @@ void GgufExport::plan() {
     const bool stacked = row->change == GgufChange::experts || row->change == GgufChange::head_norms;
     const bool matrix = t.shape.size() == 2;
     const std::string& n = out.name;
-    const bool keep_f32 = !matrix || n == "position_embd.weight" || n == "token_types.weight" || n.find("ffn_gate_inp") != std::string::npos;
+    const bool keep_f32 = !matrix || n == "position_embd.weight" || n == "token_types.weight" ||
+                          n.find("ffn_gate_inp") != std::string::npos;
     if (!keep_f32) {
       const bool head = n == "output.weight" || (c.tied && n == "token_embd.weight");
       const bool four_bits = type_ == GgmlType::q4_0 || type_ == GgmlType::q4_1 || type_ == GgmlType::q4_k;
@@ -182,7 +194,8 @@ void GgufExport::settings(GgufWriter& out) const {
     real("rope.freq_base", c.rope.theta);
     switch (c.rope.scaling) {
       case RopeScaling::none:
-      case RopeScaling::llama3: break;
+      case RopeScaling::llama3:
+        break;
       case RopeScaling::linear:
         out.set_string(arch + ".rope.scaling.type", "linear");
         real("rope.scaling.factor", c.rope.factor);
@@ -192,7 +205,8 @@ void GgufExport::settings(GgufWriter& out) const {
         real("rope.scaling.factor", c.rope.factor);
         number("rope.scaling.original_context_length", c.rope.original_max_positions);
         if (!c.rope.truncate || c.rope.beta_fast != 32 || c.rope.beta_slow != 1 ||
-            (c.rope.attention_factor > 0 && std::fabs(c.rope.attention_factor - (0.1 * std::log(c.rope.factor) + 1)) > 1e-6))
+            (c.rope.attention_factor > 0 &&
+             std::fabs(c.rope.attention_factor - (0.1 * std::log(c.rope.factor) + 1)) > 1e-6))
           no_place(source_, "yarn with settings of its own");
         break;
       case RopeScaling::longrope: {
@@ -200,7 +214,8 @@ void GgufExport::settings(GgufWriter& out) const {
         real("rope.scaling.attn_factor", c.rope.attention_factor > 0 ? c.rope.attention_factor : 1.0);
         break;
       }
-      case RopeScaling::dynamic: no_place(source_, "dynamic rotary scaling");
+      case RopeScaling::dynamic:
+        no_place(source_, "dynamic rotary scaling");
     }
   } else if (c.positions == PositionKind::alibi && type != "bloom") {
     no_place(source_, "a " + type + " model with alibi");
@@ -216,8 +231,10 @@ void GgufExport::settings(GgufWriter& out) const {
     real("logit_scale", c.logit_scale);
     out.set_string("command-r.rope.scaling.type", "none");
   }
-  if ((type == "gemma2" || type == "gemma3_text" || type == "phi3" || type == "starcoder2") && c.window > 0) number("attention.sliding_window", c.window);
-  if (type == "mistral" && c.window > 0 && c.window < c.max_positions) no_place(source_, "a window of attention in a mistral model");
+  if ((type == "gemma2" || type == "gemma3_text" || type == "phi3" || type == "starcoder2") && c.window > 0)
+    number("attention.sliding_window", c.window);
+  if (type == "mistral" && c.window > 0 && c.window < c.max_positions)
+    no_place(source_, "a window of attention in a mistral model");
   if (type == "gemma2") {
     if (c.attn_softcap > 0) real("attn_logit_softcapping", c.attn_softcap);
     if (c.logit_softcap > 0) real("final_logit_softcapping", c.logit_softcap);
@@ -233,13 +250,17 @@ void GgufExport::write_tensor(GgufWriter& out, const GgufExportTensor& t) const 
   const GgmlTypeInfo& info = ggml_type_info(t.type);
   const bool row_major = t.dims.size() > 1;
   for (const SourceTensor* part : t.parts) {
-    const int64_t rows = part->shape.empty() ? 1 : t.change == GgufChange::transposed && row_major ? part->shape[1] : part->shape[0];
+    const int64_t rows = part->shape.empty()                               ? 1
+                         : t.change == GgufChange::transposed && row_major ? part->shape[1]
+                                                                           : part->shape[0];
     const int64_t width = row_major && t.change != GgufChange::head_norms ? t.dims[0] : 1;
     const auto row_bytes = static_cast<size_t>(width / info.elements * info.bytes);
     // GGUF's row map[r] is row r here.
     std::vector<int32_t> from(static_cast<size_t>(rows));
     const std::vector<int32_t> map = gguf_row_map(t.change, {c.n_heads, c.n_kv_heads, c.head_dim}, rows);
-    for (int64_t r = 0; r < rows; ++r) from[map.empty() ? static_cast<size_t>(r) : static_cast<size_t>(map[static_cast<size_t>(r)])] = static_cast<int32_t>(r);
+    for (int64_t r = 0; r < rows; ++r)
+      from[map.empty() ? static_cast<size_t>(r) : static_cast<size_t>(map[static_cast<size_t>(r)])] =
+          static_cast<int32_t>(r);
     if (part->coded && info.elements > 1) {
       // Weights that already lie on this grid keep their codes.
       const CodedLinear q = source_.read_codes(*part);
@@ -253,7 +274,8 @@ void GgufExport::write_tensor(GgufWriter& out, const GgufExportTensor& t) const 
     if (info.elements == 1 && width == 1) {
       std::vector<std::byte> bytes(values.size() * static_cast<size_t>(info.bytes));
       std::vector<float> ordered(values.size());
-      for (size_t r = 0; r < values.size(); ++r) ordered[r] = values[static_cast<size_t>(from[r])] + (t.change == GgufChange::plus_one ? 1.0f : 0.0f);
+      for (size_t r = 0; r < values.size(); ++r)
+        ordered[r] = values[static_cast<size_t>(from[r])] + (t.change == GgufChange::plus_one ? 1.0f : 0.0f);
       encode_ggml(t.type, ordered.data(), static_cast<int64_t>(ordered.size()), bytes.data(), t.name);
       out.write(t.name, bytes.data(), bytes.size());
       continue;
@@ -271,7 +293,8 @@ void GgufExport::write_tensor(GgufWriter& out, const GgufExportTensor& t) const 
   }
 }
 
-std::vector<std::string> GgufExport::write(const std::string& path, const std::string& tokenizer, const std::function<void(uint64_t)>& progress) const {
+std::vector<std::string> GgufExport::write(const std::string& path, const std::string& tokenizer,
+                                           const std::function<void(uint64_t)>& progress) const {
   GgufWriter out(path);
   settings(out);
   std::vector<std::string> warnings;
@@ -285,8 +308,10 @@ std::vector<std::string> GgufExport::write(const std::string& path, const std::s
       } else if (e.type == GgufType::boolean) {
         out.set_bool(key, *f.get_bool(key));
       } else if (e.type != GgufType::array) {
-        if (e.type == GgufType::f32) out.set_f32(key, static_cast<float>(*f.get_float(key)));
-        else out.set_u32(key, static_cast<uint32_t>(*f.get_int(key)));
+        if (e.type == GgufType::f32)
+          out.set_f32(key, static_cast<float>(*f.get_float(key)));
+        else
+          out.set_u32(key, static_cast<uint32_t>(*f.get_int(key)));
       } else if (e.element == GgufType::string) {
         std::vector<std::string> copy;
         for (std::string_view s : f.get_strings(key)) copy.emplace_back(s);
@@ -310,8 +335,10 @@ std::vector<std::string> GgufExport::write(const std::string& path, const std::s
     if (r.short_factors == r.long_factors) {
       factors.emplace_back("rope_freqs.weight", std::vector<float>(r.long_factors.begin(), r.long_factors.end()));
     } else {
-      factors.emplace_back("rope_factors_long.weight", std::vector<float>(r.long_factors.begin(), r.long_factors.end()));
-      factors.emplace_back("rope_factors_short.weight", std::vector<float>(r.short_factors.begin(), r.short_factors.end()));
+      factors.emplace_back("rope_factors_long.weight",
+                           std::vector<float>(r.long_factors.begin(), r.long_factors.end()));
+      factors.emplace_back("rope_factors_short.weight",
+                           std::vector<float>(r.short_factors.begin(), r.short_factors.end()));
     }
   }
   for (const auto& [name, values] : factors) out.declare(name, {static_cast<int64_t>(values.size())}, GgmlType::f32);

@@ -24,8 +24,8 @@ struct GgufExportTensor {
 
 class GgufExport {
  public:
-  // type: of the matrices whose rows are whole blocks. Others, and the head of 4-bit files, get the next finer type that
-  // fits; vectors, routers and position embeddings stay f32.
+  // type: of the matrices whose rows are whole blocks. Others, and the head of 4-bit files, get the next finer type
+  // that fits; vectors, routers and position embeddings stay f32.
   GgufExport(const ModelSource& source, GgmlType type);
 
   const std::vector<GgufExportTensor>& tensors() const { return tensors_; }

@@ -55,7 +55,8 @@ bool is_setting(const std::string& name) {
 }  // namespace
 
 std::string gguf_path(const std::string& path) {
-  if (!is_directory(path)) return file_exists(path) && (ends_with(path, ".gguf") || GgufFile::present(path)) ? path : "";
+  if (!is_directory(path))
+    return file_exists(path) && (ends_with(path, ".gguf") || GgufFile::present(path)) ? path : "";
   if (file_exists(join_path(path, "config.json"))) return {};
   std::vector<std::string> found;
   std::error_code failed;
@@ -63,7 +64,8 @@ std::string gguf_path(const std::string& path) {
     if (ends_with(it->path().filename().string(), ".gguf")) found.push_back(it->path().string());
   std::sort(found.begin(), found.end());
   if (found.size() > 1)
-    throw Error(ErrorCode::input, fmt::format("{}: holds {} GGUF files", path, found.size()), "name the one to load, such as " + found[0]);
+    throw Error(ErrorCode::input, fmt::format("{}: holds {} GGUF files", path, found.size()),
+                "name the one to load, such as " + found[0]);
   return found.empty() ? "" : found[0];
 }
 
@@ -85,7 +87,9 @@ class GgufModel::Coded final : public CodedSource {
     const Entry& e = *find(module);
     const int64_t in = e.tensor->dims[0];
     const std::vector<int32_t> map = model_.row_map(e);
-    const int64_t rows = e.change == GgufChange::experts ? e.tensor->dims[1] : map.empty() ? e.tensor->elements() / in : static_cast<int64_t>(map.size());
+    const int64_t rows = e.change == GgufChange::experts ? e.tensor->dims[1]
+                         : map.empty()                   ? e.tensor->elements() / in
+                                                         : static_cast<int64_t>(map.size());
     return read_ggml_coded(e.tensor->type, model_.data_of(e), rows, in, map);
   }
   std::string description() const override { return description_; }
@@ -101,14 +105,18 @@ class GgufModel::Coded final : public CodedSource {
   std::vector<std::string> warnings_;
 };
 
-GgufModel::GgufModel(const std::string& path, MemoryBudget* budget) : file_(path), config_(gguf_config(file_)), budget_(budget) {
+GgufModel::GgufModel(const std::string& path, MemoryBudget* budget)
+    : file_(path), config_(gguf_config(file_)), budget_(budget) {
   const std::string arch = file_.require_string("general.architecture");
   heads_.heads = file_.require_int(arch + ".attention.head_count", 1, 1 << 16);
   heads_.kv_heads = file_.get_int(arch + ".attention.head_count_kv").value_or(heads_.heads);
   if (heads_.kv_heads < 1 || heads_.heads % heads_.kv_heads != 0)
-    throw Error(ErrorCode::input, fmt::format("{}: metadata key {}.attention.head_count_kv: {} does not divide {} heads", path, arch, heads_.kv_heads, heads_.heads),
+    throw Error(ErrorCode::input,
+                fmt::format("{}: metadata key {}.attention.head_count_kv: {} does not divide {} heads", path, arch,
+                            heads_.kv_heads, heads_.heads),
                 "the file is damaged");
-  heads_.head_dim = file_.get_int(arch + ".attention.key_length").value_or(file_.require_int(arch + ".embedding_length", 1, 1 << 24) / heads_.heads);
+  heads_.head_dim = file_.get_int(arch + ".attention.key_length")
+                        .value_or(file_.require_int(arch + ".embedding_length", 1, 1 << 24) / heads_.heads);
   if (heads_.head_dim < 1 || heads_.head_dim > 1 << 16)
     throw Error(ErrorCode::input, fmt::format("{}: heads of {} entries", path, heads_.head_dim), "the file is damaged");
   add_tensors(gguf_names(*find_gguf_arch(arch), file_.find_tensor("blk.0.attn_norm_2.weight") != nullptr));
@@ -127,8 +135,11 @@ void GgufModel::add_tensors(const std::vector<GgufName>& names) {
   for (const GgufTensor& t : file_.tensors()) {
     if (is_setting(t.name)) continue;
     if (!ggml_is_plain(t.type) && !ggml_is_coded(t.type))
-      throw Error(ErrorCode::unsupported, fmt::format("{}: tensor {} has type {}", file_.path(), quote_for_message(t.name), ggml_type_info(t.type).name),
-                  "supported: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL; convert the model to one of them");
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: tensor {} has type {}", file_.path(), quote_for_message(t.name),
+                              ggml_type_info(t.type).name),
+                  "supported: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL; convert the model "
+                  "to one of them");
     const TensorName name(t.name);
     bool used = false;
     for (const GgufName& row : names) {
@@ -140,7 +151,9 @@ void GgufModel::add_tensors(const std::vector<GgufName>& names) {
       e.shape = t.shape();
       std::string hf = name.layer >= 0 ? fill(row.hf, name.layer) : row.hf;
       const auto wrong = [&](const char* expected) {
-        throw Error(ErrorCode::input, fmt::format("{}: tensor {}: expected {}, found {} dimensions", file_.path(), quote_for_message(t.name), expected, t.dims.size()),
+        throw Error(ErrorCode::input,
+                    fmt::format("{}: tensor {}: expected {}, found {} dimensions", file_.path(),
+                                quote_for_message(t.name), expected, t.dims.size()),
                     "the file is damaged");
       };
       int64_t blocks = 1;
@@ -151,13 +164,17 @@ void GgufModel::add_tensors(const std::vector<GgufName>& names) {
         if (blocks > 1 << 16) wrong("fewer experts or heads");
       } else if (t.dims.size() == 2 && e.change == GgufChange::transposed) {
         std::swap(e.shape[0], e.shape[1]);
-      } else if (e.change != GgufChange::none && e.change != GgufChange::plus_one && e.change != GgufChange::transposed) {
+      } else if (e.change != GgufChange::none && e.change != GgufChange::plus_one &&
+                 e.change != GgufChange::transposed) {
         const int64_t q = heads_.heads * heads_.head_dim, kv = heads_.kv_heads * heads_.head_dim;
-        const int64_t expected = e.change == GgufChange::pairs_q ? q : e.change == GgufChange::pairs_k ? kv : q + 2 * kv;
+        const int64_t expected = e.change == GgufChange::pairs_q   ? q
+                                 : e.change == GgufChange::pairs_k ? kv
+                                                                   : q + 2 * kv;
         const bool pairs = e.change == GgufChange::pairs_q || e.change == GgufChange::pairs_k;
         if (e.shape.empty() || e.shape.size() > 2 || e.shape[0] != expected || (pairs && heads_.head_dim % 2 != 0))
-          throw Error(ErrorCode::input, fmt::format("{}: tensor {} has {} rows: its heads imply {}", file_.path(), quote_for_message(t.name),
-                                                    e.shape.empty() ? 0 : e.shape[0], expected),
+          throw Error(ErrorCode::input,
+                      fmt::format("{}: tensor {} has {} rows: its heads imply {}", file_.path(),
+                                  quote_for_message(t.name), e.shape.empty() ? 0 : e.shape[0], expected),
                       "the file's metadata and tensors belong to different models");
         if (e.change == GgufChange::only_q) e.shape[0] = q;
         if (e.change == GgufChange::only_k || e.change == GgufChange::only_v) e.shape[0] = kv;
@@ -165,7 +182,8 @@ void GgufModel::add_tensors(const std::vector<GgufName>& names) {
       for (e.block = 0; e.block < blocks; ++e.block) {
         e.name = (blocks > 1 || hf.find("{}") != std::string::npos ? fill(hf, e.block) : hf) + name.suffix;
         if (!entries_.emplace(e.name, e).second)
-          throw Error(ErrorCode::input, fmt::format("{}: several tensors stand for {}", file_.path(), e.name), "the file is damaged");
+          throw Error(ErrorCode::input, fmt::format("{}: several tensors stand for {}", file_.path(), e.name),
+                      "the file is damaged");
       }
     }
     if (!used) {  // the loader refuses what nobody uses, by this name
@@ -205,7 +223,8 @@ TensorView GgufModel::find_view(const std::string& name) const {
   const auto have = views_.find(name);
   if (have != views_.end()) {
     const Made& made = have->second;
-    return {&made.info, made.data.bytes() ? static_cast<const std::byte*>(made.data.data()) : data_of(*e), file_.path()};
+    return {&made.info, made.data.bytes() ? static_cast<const std::byte*>(made.data.data()) : data_of(*e),
+            file_.path()};
   }
   Made made;
   made.info.name = name;
@@ -255,7 +274,8 @@ std::vector<float> GgufModel::read_f32(const Entry& e) const {
     const int64_t width = vector ? 1 : row;
     const GgmlTypeInfo& info = ggml_type_info(t.type);
     const int64_t bytes = width / info.elements * info.bytes;
-    for (size_t r = 0; r < map.size(); ++r) decode_ggml(t.type, from + map[r] * bytes, width, &out[r * static_cast<size_t>(width)]);
+    for (size_t r = 0; r < map.size(); ++r)
+      decode_ggml(t.type, from + map[r] * bytes, width, &out[r * static_cast<size_t>(width)]);
   }
   if (e.change == GgufChange::plus_one)
     for (float& v : out) v -= 1;

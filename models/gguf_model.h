@@ -1,6 +1,6 @@
 // A GGUF file as a model: its metadata as a config.json, its tensors under Hugging Face's names and in Hugging Face's
-// layout, so that everything behind the loader (adapters, training, saving) meets one convention. Plain tensors that need
-// no change stay mapped; the others are made when they are asked for. Quantized ones are read through coded().
+// layout, so that everything behind the loader (adapters, training, saving) meets one convention. Plain tensors that
+// need no change stay mapped; the others are made when they are asked for. Quantized ones are read through coded().
 #pragma once
 
 #include <map>

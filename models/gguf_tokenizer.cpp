@@ -25,7 +25,8 @@ class Scratch {
  public:
   Scratch() {
     std::string pattern = (std::filesystem::temp_directory_path() / "thimble-XXXXXX").string();
-    if (!mkdtemp(pattern.data())) throw Error(ErrorCode::input, pattern + ": cannot be created", "set TMPDIR to a writable directory");
+    if (!mkdtemp(pattern.data()))
+      throw Error(ErrorCode::input, pattern + ": cannot be created", "set TMPDIR to a writable directory");
     path = pattern;
   }
   ~Scratch() {
@@ -76,17 +77,20 @@ std::string pre_tokenizer_name(const Json& root, std::vector<std::string>* warni
   std::string patterns;
   collect_patterns(pre, &patterns);
   const bool ignore_merges = root["model"].value("ignore_merges", false);
-  if (patterns.find("\\p{N}{1,3}") != std::string::npos && patterns.find("(?i:'s|'t") != std::string::npos) return "llama-bpe";
+  if (patterns.find("\\p{N}{1,3}") != std::string::npos && patterns.find("(?i:'s|'t") != std::string::npos)
+    return "llama-bpe";
   if (patterns.find("(?i:'s|'t") != std::string::npos && patterns.find("|\\p{N}|") != std::string::npos) return "qwen2";
   if (patterns.find("\\p{N}") != std::string::npos && contains_type(pre, "Digits")) return "starcoder";
   if (patterns.empty() && contains_type(pre, "ByteLevel")) {
     if (contains_type(pre, "Digits")) return "smollm";
     if (!ignore_merges) return "gpt-2";
-    warnings->push_back("llama.cpp has no pre-tokenizer like this one (GPT-2's pattern, whole words first): it gets llama-bpe, "
-                        "which splits digits and some punctuation in another way");
+    warnings->push_back(
+        "llama.cpp has no pre-tokenizer like this one (GPT-2's pattern, whole words first): it gets llama-bpe, "
+        "which splits digits and some punctuation in another way");
     return "llama-bpe";
   }
-  warnings->push_back("llama.cpp has no name for this pre-tokenizer: it gets \"default\", which may split text in another way");
+  warnings->push_back(
+      "llama.cpp has no name for this pre-tokenizer: it gets \"default\", which may split text in another way");
   return "default";
 }
 
@@ -99,7 +103,8 @@ std::vector<std::string> write_gguf_tokenizer(GgufWriter& out, const std::string
   const std::string kind = model.value("type", "BPE");
   const auto vocabulary = static_cast<size_t>(config.vocab_size);
   const auto refuse = [&](const std::string& what) {
-    throw Error(ErrorCode::unsupported, path + ": " + what + " cannot be written to GGUF", "convert without the tokenizer (--tokenizer none)");
+    throw Error(ErrorCode::unsupported, path + ": " + what + " cannot be written to GGUF",
+                "convert without the tokenizer (--tokenizer none)");
   };
   if (kind != "BPE" && kind != "WordPiece") refuse("a tokenizer of the kind " + quote_for_message(kind));
   const Json& vocab = model.at("vocab");
@@ -120,8 +125,11 @@ std::vector<std::string> write_gguf_tokenizer(GgufWriter& out, const std::string
   for (const auto& [text, id] : vocab.items()) beyond += !put(text, id, kNormal);
   const std::string unknown = model.value("unk_token", Json()).is_string() ? model["unk_token"].get<std::string>() : "";
   for (const Json& token : root.value("added_tokens", Json::array()))
-    beyond += !put(token.at("content").get<std::string>(), token.at("id"), token.value("special", false) ? kControl : kUserDefined);
-  if (beyond > 0) warnings.push_back(fmt::format("{} tokens have ids beyond the model's vocabulary of {} and are left out", beyond, vocabulary));
+    beyond += !put(token.at("content").get<std::string>(), token.at("id"),
+                   token.value("special", false) ? kControl : kUserDefined);
+  if (beyond > 0)
+    warnings.push_back(
+        fmt::format("{} tokens have ids beyond the model's vocabulary of {} and are left out", beyond, vocabulary));
 
   if (kind == "WordPiece") {
     // llama.cpp marks the start of a word, not its continuation.
@@ -137,7 +145,8 @@ std::vector<std::string> write_gguf_tokenizer(GgufWriter& out, const std::string
   } else if (contains_type(root.value("pre_tokenizer", Json()), "ByteLevel")) {
     std::vector<std::string> merges;
     for (const Json& m : model.value("merges", Json::array()))
-      merges.push_back(m.is_string() ? m.get<std::string>() : m.at(0).get<std::string>() + " " + m.at(1).get<std::string>());
+      merges.push_back(m.is_string() ? m.get<std::string>()
+                                     : m.at(0).get<std::string>() + " " + m.at(1).get<std::string>());
     out.set_string("tokenizer.ggml.model", "gpt2");
     out.set_string("tokenizer.ggml.pre", pre_tokenizer_name(root, &warnings));
     out.set_strings("tokenizer.ggml.tokens", tokens);
@@ -159,12 +168,15 @@ std::vector<std::string> write_gguf_tokenizer(GgufWriter& out, const std::string
       }
       rank -= 1;
       const auto it = vocab.find(piece);
-      if (it != vocab.end() && it->get<size_t>() < vocabulary && scores[it->get<size_t>()] == 0) scores[it->get<size_t>()] = rank;
+      if (it != vocab.end() && it->get<size_t>() < vocabulary && scores[it->get<size_t>()] == 0)
+        scores[it->get<size_t>()] = rank;
     }
     for (size_t i = 0; i < vocabulary; ++i) {
       const std::string& t = tokens[i];
-      if (t.size() == 6 && t.rfind("<0x", 0) == 0 && t.back() == '>') types[i] = kByte;
-      else if (t == unknown && !t.empty()) types[i] = kUnknown;
+      if (t.size() == 6 && t.rfind("<0x", 0) == 0 && t.back() == '>')
+        types[i] = kByte;
+      else if (t == unknown && !t.empty())
+        types[i] = kUnknown;
     }
     const Json normalizer = root.value("normalizer", Json());
     out.set_string("tokenizer.ggml.model", "llama");
@@ -172,7 +184,9 @@ std::vector<std::string> write_gguf_tokenizer(GgufWriter& out, const std::string
     out.set_strings("tokenizer.ggml.tokens", tokens);
     out.set_floats("tokenizer.ggml.scores", scores);
     out.set_ints("tokenizer.ggml.token_type", types);
-    out.set_bool("tokenizer.ggml.add_space_prefix", contains_type(normalizer, "Prepend") || contains_type(root.value("pre_tokenizer", Json()), "Metaspace"));
+    out.set_bool(
+        "tokenizer.ggml.add_space_prefix",
+        contains_type(normalizer, "Prepend") || contains_type(root.value("pre_tokenizer", Json()), "Metaspace"));
   }
   const Tokenizer tokenizer = Tokenizer::load(path);
   const int32_t bos = tokenizer.bos_id() >= 0 ? tokenizer.bos_id() : config.bos_id;
@@ -180,17 +194,21 @@ std::vector<std::string> write_gguf_tokenizer(GgufWriter& out, const std::string
   if (bos >= 0) out.set_u32("tokenizer.ggml.bos_token_id", static_cast<uint32_t>(bos));
   if (eos >= 0) out.set_u32("tokenizer.ggml.eos_token_id", static_cast<uint32_t>(eos));
   if (!unknown.empty())
-    if (const int32_t id = tokenizer.find_token(unknown); id >= 0) out.set_u32("tokenizer.ggml.unknown_token_id", static_cast<uint32_t>(id));
+    if (const int32_t id = tokenizer.find_token(unknown); id >= 0)
+      out.set_u32("tokenizer.ggml.unknown_token_id", static_cast<uint32_t>(id));
   if (kind == "WordPiece") {
-    for (const auto& [text, key] : {std::pair{"[SEP]", "seperator"}, std::pair{"[CLS]", "cls"}, std::pair{"[PAD]", "padding"}, std::pair{"[MASK]", "mask"}})
-      if (const int32_t id = tokenizer.find_token(text); id >= 0) out.set_u32(std::string("tokenizer.ggml.") + key + "_token_id", static_cast<uint32_t>(id));
+    for (const auto& [text, key] : {std::pair{"[SEP]", "seperator"}, std::pair{"[CLS]", "cls"},
+                                    std::pair{"[PAD]", "padding"}, std::pair{"[MASK]", "mask"}})
+      if (const int32_t id = tokenizer.find_token(text); id >= 0)
+        out.set_u32(std::string("tokenizer.ggml.") + key + "_token_id", static_cast<uint32_t>(id));
   } else {
     const std::vector<int32_t> ids = tokenizer.encode("a");
     out.set_bool("tokenizer.ggml.add_bos_token", bos >= 0 && !ids.empty() && ids.front() == bos);
     out.set_bool("tokenizer.ggml.add_eos_token", eos >= 0 && !ids.empty() && ids.back() == eos);
   }
   const std::string dir = is_directory(path) ? path : std::filesystem::path(path).parent_path().string();
-  const std::string settings = join_path(dir.empty() ? "." : dir, "tokenizer_config.json"), jinja = join_path(dir.empty() ? "." : dir, "chat_template.jinja");
+  const std::string settings = join_path(dir.empty() ? "." : dir, "tokenizer_config.json"),
+                    jinja = join_path(dir.empty() ? "." : dir, "chat_template.jinja");
   if (file_exists(jinja)) {
     out.set_string("tokenizer.chat_template", read_file(jinja, size_t{1} << 20));
   } else if (file_exists(settings)) {

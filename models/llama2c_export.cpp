@@ -15,7 +15,9 @@ void check_llama2c(const ModelSource& source) {
   const ModelConfig& c = source.config();
   const auto need = [&](bool holds, const std::string& what) {
     if (!holds)
-      throw Error(ErrorCode::unsupported, fmt::format("{}: {}: a llama2.c file has no place for it", source.path(), what), "export it as GGUF or safetensors");
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: {}: a llama2.c file has no place for it", source.path(), what),
+                  "export it as GGUF or safetensors");
   };
   need(c.family == "llama" || c.family == "mistral", "a model of the family " + c.family);
   need(c.rope.theta == 10000 && c.rope.scaling == RopeScaling::none, "a rotary base or scaling of its own");
@@ -52,7 +54,9 @@ void write_llama2c(const ModelSource& source, const std::string& path, const std
   check_llama2c(source);
   const ModelConfig& c = source.config();
   AtomicFile out(path);
-  const int64_t sizes[7] = {c.hidden, c.intermediate, c.n_layers, c.n_heads, c.n_kv_heads, c.tied ? c.vocab_size : -c.vocab_size, c.max_positions};
+  const int64_t sizes[7] = {c.hidden,       c.intermediate, c.n_layers,
+                            c.n_heads,      c.n_kv_heads,   c.tied ? c.vocab_size : -c.vocab_size,
+                            c.max_positions};
   for (int64_t v : sizes) {
     const auto word = static_cast<int32_t>(v);
     out.write(&word, sizeof word);
@@ -68,17 +72,19 @@ void write_llama2c(const ModelSource& source, const std::string& path, const std
       if (t.rule->roles[0] != role) continue;
       std::vector<float> values = source.read_f32(t);
       if (role == Role::q_w || role == Role::k_w) {
-        const std::vector<int32_t> map = gguf_row_map(GgufChange::pairs_q, {c.n_heads, c.n_kv_heads, c.head_dim}, t.shape[0]);
+        const std::vector<int32_t> map =
+            gguf_row_map(GgufChange::pairs_q, {c.n_heads, c.n_kv_heads, c.head_dim}, t.shape[0]);
         const std::vector<float> from = values;
         const auto cols = static_cast<size_t>(t.shape[1]);
-        for (size_t r = 0; r < map.size(); ++r) std::copy_n(&from[r * cols], cols, &values[static_cast<size_t>(map[r]) * cols]);
+        for (size_t r = 0; r < map.size(); ++r)
+          std::copy_n(&from[r * cols], cols, &values[static_cast<size_t>(map[r]) * cols]);
       }
       write(values);
     }
   };
   // Each array holds all layers; the list of tensors is by rule, then by layer.
-  for (Role role : {Role::token_embed, Role::norm1_w, Role::q_w, Role::k_w, Role::v_w, Role::o_w, Role::norm2_w, Role::gate_w, Role::down_w,
-                    Role::up_w, Role::final_norm_w})
+  for (Role role : {Role::token_embed, Role::norm1_w, Role::q_w, Role::k_w, Role::v_w, Role::o_w, Role::norm2_w,
+                    Role::gate_w, Role::down_w, Role::up_w, Role::final_norm_w})
     write_role(role);
   write(rotary_table(c, false));
   write(rotary_table(c, true));

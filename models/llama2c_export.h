@@ -1,4 +1,5 @@
-// A model as a llama2.c checkpoint, version 0. Errors: unsupported, naming the field, for what that program does not know.
+// A model as a llama2.c checkpoint, version 0. Errors: unsupported, naming the field, for what that program does not
+// know.
 #pragma once
 
 #include <cstdint>

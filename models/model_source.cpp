@@ -48,10 +48,12 @@ class Llama2cSource final : public TensorSource {
     const auto& [info, data] = it->second;
     const bool q = name.find(".q_proj.") != std::string::npos, k = name.find(".k_proj.") != std::string::npos;
     if (!q && !k) return {&info, reinterpret_cast<const std::byte*>(data), path_};
-    const std::vector<int32_t> map = gguf_row_map(GgufChange::pairs_q, {file_.n_heads, file_.n_kv_heads, file_.head_dim()}, info.shape[0]);
+    const std::vector<int32_t> map =
+        gguf_row_map(GgufChange::pairs_q, {file_.n_heads, file_.n_kv_heads, file_.head_dim()}, info.shape[0]);
     ordered_.resize(static_cast<size_t>(info.elements()));
     const auto cols = static_cast<size_t>(info.shape[1]);
-    for (size_t r = 0; r < map.size(); ++r) std::memcpy(&ordered_[r * cols], data + static_cast<size_t>(map[r]) * cols, cols * sizeof(float));
+    for (size_t r = 0; r < map.size(); ++r)
+      std::memcpy(&ordered_[r * cols], data + static_cast<size_t>(map[r]) * cols, cols * sizeof(float));
     return {&info, reinterpret_cast<const std::byte*>(ordered_.data()), path_};
   }
 
@@ -111,16 +113,20 @@ ModelSource::ModelSource(const std::string& path) : path_(path) {
     tensors_ = std::move(model);
   } else if (!is_directory(path)) {
     if (!file_exists(path))
-      throw Error(ErrorCode::input, path + ": no such file or directory", "give a Hugging Face directory, a GGUF file or a llama2.c .bin file");
+      throw Error(ErrorCode::input, path + ": no such file or directory",
+                  "give a Hugging Face directory, a GGUF file or a llama2.c .bin file");
     if (!is_llama2c(path))
-      throw Error(ErrorCode::input, path + ": is not a model: expected a directory with config.json, a GGUF file, or a llama2.c .bin file", "");
+      throw Error(
+          ErrorCode::input,
+          path + ": is not a model: expected a directory with config.json, a GGUF file, or a llama2.c .bin file", "");
     auto model = std::make_unique<Llama2cSource>(path);
     container_ = "llama2.c";
     json_ = llama2c_config(model->file());
     tensors_ = std::move(model);
   } else {
     config_name = join_path(path, "config.json");
-    if (!file_exists(config_name)) throw Error(ErrorCode::input, path + ": has no config.json", "give the directory of a Hugging Face model");
+    if (!file_exists(config_name))
+      throw Error(ErrorCode::input, path + ": has no config.json", "give the directory of a Hugging Face model");
     parse_json_file(config_name);
     json_ = nlohmann::ordered_json::parse(read_file(config_name));
     if (!SafetensorsSet::present(path) && PickleSet::present(path)) {
@@ -156,7 +162,8 @@ void ModelSource::list_tensors() {
     const std::string bare = t.name.rfind(prefix, 0) == 0 ? t.name.substr(prefix.size()) : t.name;
     const auto plain = [&](const std::string& name, const std::vector<int64_t>& found, SafetensorsDtype dtype) {
       if (found != shape)
-        throw Error(ErrorCode::input, fmt::format("{}: tensor {} has another shape than config.json implies", path_, name),
+        throw Error(ErrorCode::input,
+                    fmt::format("{}: tensor {} has another shape than config.json implies", path_, name),
                     "config.json and the weights belong to different models, or one of them is damaged");
       t.stored = name;
       t.dtype = dtype;
@@ -167,7 +174,8 @@ void ModelSource::list_tensors() {
         plain(name, entry->shape, ggml_plain_dtype(entry->tensor->type));
       } else if (const TensorView v = gguf_ ? TensorView{} : tensors_->find_view(name)) {
         plain(name, v.info->shape, v.info->dtype);
-      } else if (coded_ && name.size() > 7 && name.compare(name.size() - 7, 7, ".weight") == 0 && coded_->has(name.substr(0, name.size() - 7))) {
+      } else if (coded_ && name.size() > 7 && name.compare(name.size() - 7, 7, ".weight") == 0 &&
+                 coded_->has(name.substr(0, name.size() - 7))) {
         t.stored = name.substr(0, name.size() - 7);
         t.coded = true;
       }
@@ -191,7 +199,9 @@ CodedLinear ModelSource::read_codes(const SourceTensor& t) const {
   CodedLinear q = coded_->read(t.stored);
   const bool turned = layout_is_transposed(t.rule->layout);
   if (q.out != t.shape[turned ? 1 : 0] || q.in != t.shape[turned ? 0 : 1])
-    throw Error(ErrorCode::input, fmt::format("{}: quantized module {} is [{}, {}]: its config implies another shape", path_, t.stored, q.out, q.in),
+    throw Error(ErrorCode::input,
+                fmt::format("{}: quantized module {} is [{}, {}]: its config implies another shape", path_, t.stored,
+                            q.out, q.in),
                 "config.json and the weights belong to different models, or one of them is damaged");
   return q;
 }

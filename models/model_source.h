@@ -1,5 +1,5 @@
-// Any readable model as Hugging Face's config.json and tensors, one at a time: what `convert` and other tools that stream
-// read from. Nothing but the tensor at hand is in memory; plain tensors are views of mapped files.
+// Any readable model as Hugging Face's config.json and tensors, one at a time: what `convert` and other tools that
+// stream read from. Nothing but the tensor at hand is in memory; plain tensors are views of mapped files.
 #pragma once
 
 #include <functional>
@@ -16,15 +16,15 @@
 namespace thimble {
 
 struct SourceTensor {
-  std::string name;            // as the family names it
-  std::vector<int64_t> shape;  // as in Hugging Face's file
+  std::string name;                                // as the family names it
+  std::vector<int64_t> shape;                      // as in Hugging Face's file
   SafetensorsDtype dtype = SafetensorsDtype::f32;  // of plain tensors
-  bool coded = false;          // read_codes() has it
+  bool coded = false;                              // read_codes() has it
   int64_t elements() const;
 
   const TensorRule* rule = nullptr;
   int64_t layer = -1, block = 0;
-  std::string stored;          // the name in the file; of a coded one the module
+  std::string stored;  // the name in the file; of a coded one the module
 };
 
 class GgufModel;
@@ -39,7 +39,7 @@ class ModelSource {
   const nlohmann::ordered_json& json() const { return json_; }  // config.json, without what describes a quantization
   const ModelConfig& config() const { return config_; }
   const Family& family() const { return *family_; }
-  std::string container() const { return container_; }        // "safetensors", "pickle", "gguf", "llama2.c"
+  std::string container() const { return container_; }  // "safetensors", "pickle", "gguf", "llama2.c"
   std::string quantization() const { return coded_ ? coded_->description() : ""; }
   uint64_t file_bytes() const { return tensors_->file_bytes(); }
 

@@ -1,6 +1,6 @@
 // Each format is taken apart by one function into codes and per-group scale and minimum; decoding multiplies them out.
-// The products d * sc and dmin * m are exact in f32 (an f16 has 11 significant bits, a sub-scale at most 8), so the value
-// of a weight is rounded at most twice, whoever computes it.
+// The products d * sc and dmin * m are exact in f32 (an f16 has 11 significant bits, a sub-scale at most 8), so the
+// value of a weight is rounded at most twice, whoever computes it.
 #include "models/io/ggml_blocks.h"
 
 #include <algorithm>
@@ -24,17 +24,17 @@ enum class Offset : uint8_t { zero, minimum };
 struct Coding {
   GgmlType type;
   int bits;
-  int group;      // elements that share scale and minimum
-  int zero;       // code that stands for 0
+  int group;  // elements that share scale and minimum
+  int zero;   // code that stands for 0
   Offset offset;
   bool f16_scale;  // the scale is the block's own f16
 };
 constexpr Coding kCodings[] = {
-    {GgmlType::q4_0, 4, 32, 8, Offset::zero, true},      {GgmlType::q4_1, 4, 32, 0, Offset::minimum, false},
-    {GgmlType::q5_0, 5, 32, 16, Offset::zero, true},     {GgmlType::q5_1, 5, 32, 0, Offset::minimum, false},
-    {GgmlType::q8_0, 8, 32, 128, Offset::zero, true},    {GgmlType::q2_k, 2, 16, 0, Offset::minimum, false},
-    {GgmlType::q3_k, 3, 16, 4, Offset::zero, false},     {GgmlType::q4_k, 4, 32, 0, Offset::minimum, false},
-    {GgmlType::q5_k, 5, 32, 0, Offset::minimum, false},  {GgmlType::q6_k, 6, 16, 32, Offset::zero, false},
+    {GgmlType::q4_0, 4, 32, 8, Offset::zero, true},     {GgmlType::q4_1, 4, 32, 0, Offset::minimum, false},
+    {GgmlType::q5_0, 5, 32, 16, Offset::zero, true},    {GgmlType::q5_1, 5, 32, 0, Offset::minimum, false},
+    {GgmlType::q8_0, 8, 32, 128, Offset::zero, true},   {GgmlType::q2_k, 2, 16, 0, Offset::minimum, false},
+    {GgmlType::q3_k, 3, 16, 4, Offset::zero, false},    {GgmlType::q4_k, 4, 32, 0, Offset::minimum, false},
+    {GgmlType::q5_k, 5, 32, 0, Offset::minimum, false}, {GgmlType::q6_k, 6, 16, 32, Offset::zero, false},
     {GgmlType::iq4_nl, 8, 32, 128, Offset::zero, true},
 };
 
@@ -119,8 +119,7 @@ void take_q2_k(const uint8_t* p, Block* b) {
     b->scales[g] = d * static_cast<float>(p[g] & 15);
     b->mins[g] = -(dmin * static_cast<float>(p[g] >> 4));
   }
-  for (int i = 0; i < 256; ++i)
-    b->codes[i] = qs[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+  for (int i = 0; i < 256; ++i) b->codes[i] = qs[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
 }
 
 void take_q3_k(const uint8_t* p, Block* b) {
@@ -166,18 +165,30 @@ void take_q6_k(const uint8_t* p, Block* b) {
 
 void take_apart(GgmlType type, const uint8_t* p, Block* b) {
   switch (type) {
-    case GgmlType::q4_0: return take_q4_0(p, b);
-    case GgmlType::q4_1: return take_q4_1(p, b);
-    case GgmlType::q5_0: return take_q5_0(p, b);
-    case GgmlType::q5_1: return take_q5_1(p, b);
-    case GgmlType::q8_0: return take_q8_0(p, b);
-    case GgmlType::q2_k: return take_q2_k(p, b);
-    case GgmlType::q3_k: return take_q3_k(p, b);
-    case GgmlType::q4_k: return take_q4_k(p, b);
-    case GgmlType::q5_k: return take_q5_k(p, b);
-    case GgmlType::q6_k: return take_q6_k(p, b);
-    case GgmlType::iq4_nl: return take_iq4_nl(p, b);
-    default: THIMBLE_CHECK(false);
+    case GgmlType::q4_0:
+      return take_q4_0(p, b);
+    case GgmlType::q4_1:
+      return take_q4_1(p, b);
+    case GgmlType::q5_0:
+      return take_q5_0(p, b);
+    case GgmlType::q5_1:
+      return take_q5_1(p, b);
+    case GgmlType::q8_0:
+      return take_q8_0(p, b);
+    case GgmlType::q2_k:
+      return take_q2_k(p, b);
+    case GgmlType::q3_k:
+      return take_q3_k(p, b);
+    case GgmlType::q4_k:
+      return take_q4_k(p, b);
+    case GgmlType::q5_k:
+      return take_q5_k(p, b);
+    case GgmlType::q6_k:
+      return take_q6_k(p, b);
+    case GgmlType::iq4_nl:
+      return take_iq4_nl(p, b);
+    default:
+      THIMBLE_CHECK(false);
   }
 }
 
@@ -192,21 +203,31 @@ bool ggml_is_plain(GgmlType type) {
     case GgmlType::i8:
     case GgmlType::i16:
     case GgmlType::i32:
-    case GgmlType::i64: return true;
-    default: return false;
+    case GgmlType::i64:
+      return true;
+    default:
+      return false;
   }
 }
 
 SafetensorsDtype ggml_plain_dtype(GgmlType type) {
   switch (type) {
-    case GgmlType::f16: return SafetensorsDtype::f16;
-    case GgmlType::bf16: return SafetensorsDtype::bf16;
-    case GgmlType::f64: return SafetensorsDtype::f64;
-    case GgmlType::i8: return SafetensorsDtype::i8;
-    case GgmlType::i16: return SafetensorsDtype::i16;
-    case GgmlType::i32: return SafetensorsDtype::i32;
-    case GgmlType::i64: return SafetensorsDtype::i64;
-    default: THIMBLE_CHECK(type == GgmlType::f32);
+    case GgmlType::f16:
+      return SafetensorsDtype::f16;
+    case GgmlType::bf16:
+      return SafetensorsDtype::bf16;
+    case GgmlType::f64:
+      return SafetensorsDtype::f64;
+    case GgmlType::i8:
+      return SafetensorsDtype::i8;
+    case GgmlType::i16:
+      return SafetensorsDtype::i16;
+    case GgmlType::i32:
+      return SafetensorsDtype::i32;
+    case GgmlType::i64:
+      return SafetensorsDtype::i64;
+    default:
+      THIMBLE_CHECK(type == GgmlType::f32);
   }
   return SafetensorsDtype::f32;
 }
@@ -237,7 +258,8 @@ void decode_ggml(GgmlType type, const std::byte* data, int64_t elements, float* 
   }
 }
 
-CodedLinear read_ggml_coded(GgmlType type, const std::byte* data, int64_t rows, int64_t cols, const std::vector<int32_t>& row_map) {
+CodedLinear read_ggml_coded(GgmlType type, const std::byte* data, int64_t rows, int64_t cols,
+                            const std::vector<int32_t>& row_map) {
   const Coding* c = find_coding(type);
   THIMBLE_CHECK(c != nullptr);
   const GgmlTypeInfo& info = ggml_type_info(type);
@@ -262,7 +284,8 @@ CodedLinear read_ggml_coded(GgmlType type, const std::byte* data, int64_t rows, 
     const auto* p = reinterpret_cast<const uint8_t*>(data) + from * blocks * info.bytes;
     for (int64_t k = 0; k < blocks; ++k, p += info.bytes) {
       take_apart(type, p, &b);
-      const auto at = static_cast<size_t>(r * cols + k * info.elements), group = static_cast<size_t>(r * q.groups + k * per_block);
+      const auto at = static_cast<size_t>(r * cols + k * info.elements),
+                 group = static_cast<size_t>(r * q.groups + k * per_block);
       std::copy_n(b.codes, info.elements, &q.codes[at]);
       if (c->f16_scale)
         q.scales_f16[group] = b.scale_bits;

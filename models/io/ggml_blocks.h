@@ -1,5 +1,6 @@
 // The quantization blocks of GGUF: decoded to f32, or taken apart into codes, scales and minima without being quantized
-// again: every format but IQ4_NL is a linear grid, and IQ4_NL's sixteen values are whole numbers, which 8-bit codes hold.
+// again: every format but IQ4_NL is a linear grid, and IQ4_NL's sixteen values are whole numbers, which 8-bit codes
+// hold.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +22,8 @@ bool ggml_is_coded(GgmlType type);
 void decode_ggml(GgmlType type, const std::byte* data, int64_t elements, float* out);
 
 // A matrix of a coded type: [rows][cols] blocks. row_map[r], when given, is the row of the file that becomes row r.
-CodedLinear read_ggml_coded(GgmlType type, const std::byte* data, int64_t rows, int64_t cols, const std::vector<int32_t>& row_map = {});
+CodedLinear read_ggml_coded(GgmlType type, const std::byte* data, int64_t rows, int64_t cols,
+                            const std::vector<int32_t>& row_map = {});
 
 // What IQ4_NL's nibbles stand for.
 extern const int8_t kIq4NlValues[16];

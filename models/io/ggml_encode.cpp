@@ -51,7 +51,8 @@ void encode_q4_1(const float* x, uint8_t* p) {
   store16(p, f32_to_f16(d));
   store16(p + 2, f32_to_f16(*low));
   uint8_t codes[32];
-  for (int j = 0; j < 32; ++j) codes[j] = static_cast<uint8_t>(std::min(15, static_cast<int>((x[j] - *low) * inverse + 0.5f)));
+  for (int j = 0; j < 32; ++j)
+    codes[j] = static_cast<uint8_t>(std::min(15, static_cast<int>((x[j] - *low) * inverse + 0.5f)));
   join_nibbles(codes, p + 4);
 }
 
@@ -214,7 +215,9 @@ constexpr GgmlType kEncodable[] = {GgmlType::f32,  GgmlType::f16,  GgmlType::bf1
 
 }  // namespace
 
-bool ggml_is_encodable(GgmlType type) { return std::find(std::begin(kEncodable), std::end(kEncodable), type) != std::end(kEncodable); }
+bool ggml_is_encodable(GgmlType type) {
+  return std::find(std::begin(kEncodable), std::end(kEncodable), type) != std::end(kEncodable);
+}
 
 GgmlType ggml_type_from_name(const std::string& name) {
   std::string upper = name;
@@ -222,7 +225,8 @@ GgmlType ggml_type_from_name(const std::string& name) {
     if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
   for (GgmlType type : kEncodable)
     if (upper == ggml_type_info(type).name) return type;
-  throw Error(ErrorCode::usage, "GGUF type " + quote_for_message(name) + " cannot be written", "choose one of f32 f16 bf16 q8_0 q4_0 q4_1 q4_k q6_k");
+  throw Error(ErrorCode::usage, "GGUF type " + quote_for_message(name) + " cannot be written",
+              "choose one of f32 f16 bf16 q8_0 q4_0 q4_1 q4_k q6_k");
 }
 
 void encode_ggml(GgmlType type, const float* in, int64_t elements, std::byte* out, const std::string& name) {
@@ -234,20 +238,31 @@ void encode_ggml(GgmlType type, const float* in, int64_t elements, std::byte* ou
     return;
   }
   if (info.elements == 1) {
-    for (int64_t i = 0; i < elements; ++i, p += 2) store16(p, type == GgmlType::f16 ? f32_to_f16(in[i]) : f32_to_bf16(in[i]));
+    for (int64_t i = 0; i < elements; ++i, p += 2)
+      store16(p, type == GgmlType::f16 ? f32_to_f16(in[i]) : f32_to_bf16(in[i]));
     return;
   }
   for (int64_t i = 0; i < elements; ++i)
     if (!std::isfinite(in[i]))
-      throw Error(ErrorCode::input, fmt::format("tensor {}: element {} is {}: it cannot be quantized", quote_for_message(name), i, in[i]),
+      throw Error(ErrorCode::input,
+                  fmt::format("tensor {}: element {} is {}: it cannot be quantized", quote_for_message(name), i, in[i]),
                   "convert to f32 or f16 to keep such values, or repair the model");
   for (int64_t at = 0; at < elements; at += info.elements, p += info.bytes) {
     switch (type) {
-      case GgmlType::q4_0: encode_q4_0(in + at, p); break;
-      case GgmlType::q4_1: encode_q4_1(in + at, p); break;
-      case GgmlType::q8_0: encode_q8_0(in + at, p); break;
-      case GgmlType::q4_k: encode_q4_k(in + at, p); break;
-      default: encode_q6_k(in + at, p);
+      case GgmlType::q4_0:
+        encode_q4_0(in + at, p);
+        break;
+      case GgmlType::q4_1:
+        encode_q4_1(in + at, p);
+        break;
+      case GgmlType::q8_0:
+        encode_q8_0(in + at, p);
+        break;
+      case GgmlType::q4_k:
+        encode_q4_k(in + at, p);
+        break;
+      default:
+        encode_q6_k(in + at, p);
     }
   }
 }
@@ -255,10 +270,12 @@ void encode_ggml(GgmlType type, const float* in, int64_t elements, std::byte* ou
 bool encode_ggml_codes(GgmlType type, const CodedLinear& q, std::byte* out) {
   const bool four = type == GgmlType::q4_0 && q.bits == 4, eight = type == GgmlType::q8_0 && q.bits == 8;
   const int zero = four ? 8 : 128;
-  if ((!four && !eight) || q.scales_f16.empty() || !q.mins.empty() || !q.perm.empty() || !q.dense.empty() || q.in % 32 != 0 ||
-      (q.groups > 1 && q.group_size % 32 != 0))
+  if ((!four && !eight) || q.scales_f16.empty() || !q.mins.empty() || !q.perm.empty() || !q.dense.empty() ||
+      q.in % 32 != 0 || (q.groups > 1 && q.group_size % 32 != 0))
     return false;
-  if (q.zeros.empty() ? q.zero != zero : std::any_of(q.zeros.begin(), q.zeros.end(), [&](uint8_t z) { return z != zero; })) return false;
+  if (q.zeros.empty() ? q.zero != zero
+                      : std::any_of(q.zeros.begin(), q.zeros.end(), [&](uint8_t z) { return z != zero; }))
+    return false;
   auto* p = reinterpret_cast<uint8_t*>(out);
   for (int64_t o = 0; o < q.out; ++o)
     for (int64_t c = 0; c < q.in; c += 32, p += ggml_type_info(type).bytes) {

@@ -1,5 +1,5 @@
-// The GGUF reader. The header is copied piece by piece with pread, so that a file truncated meanwhile raises an error and
-// no signal; its size is bounded by the file's, since nothing is reserved on the word of a count.
+// The GGUF reader. The header is copied piece by piece with pread, so that a file truncated meanwhile raises an error
+// and no signal; its size is bounded by the file's, since nothing is reserved on the word of a count.
 #include "models/io/gguf.h"
 
 #include <fmt/format.h>
@@ -21,8 +21,8 @@ constexpr uint64_t kMaxArray = uint64_t{1} << 30;
 constexpr size_t kMaxTensorName = 64;  // with the terminating zero of ggml's struct
 constexpr uint32_t kMaxDims = 4;
 
-constexpr const char* kTypeNames[kGgufTypes] = {"u8",     "i8",    "u16", "i16", "u32", "i32", "f32", "bool",
-                                                "string", "array", "u64", "i64", "f64"};
+constexpr const char* kTypeNames[kGgufTypes] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                                "bool", "string", "array", "u64", "i64", "f64"};
 // Bytes of one value; 0 for strings and arrays.
 constexpr size_t kTypeBytes[kGgufTypes] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
@@ -31,14 +31,14 @@ struct TypeRow {
   GgmlTypeInfo info;
 };
 constexpr TypeRow kGgmlTypes[] = {
-    {0, {"F32", 1, 4}},         {1, {"F16", 1, 2}},         {2, {"Q4_0", 32, 18}},     {3, {"Q4_1", 32, 20}},
-    {6, {"Q5_0", 32, 22}},      {7, {"Q5_1", 32, 24}},      {8, {"Q8_0", 32, 34}},     {9, {"Q8_1", 32, 36}},
-    {10, {"Q2_K", 256, 84}},    {11, {"Q3_K", 256, 110}},   {12, {"Q4_K", 256, 144}},  {13, {"Q5_K", 256, 176}},
+    {0, {"F32", 1, 4}},         {1, {"F16", 1, 2}},         {2, {"Q4_0", 32, 18}},      {3, {"Q4_1", 32, 20}},
+    {6, {"Q5_0", 32, 22}},      {7, {"Q5_1", 32, 24}},      {8, {"Q8_0", 32, 34}},      {9, {"Q8_1", 32, 36}},
+    {10, {"Q2_K", 256, 84}},    {11, {"Q3_K", 256, 110}},   {12, {"Q4_K", 256, 144}},   {13, {"Q5_K", 256, 176}},
     {14, {"Q6_K", 256, 210}},   {15, {"Q8_K", 256, 292}},   {16, {"IQ2_XXS", 256, 66}}, {17, {"IQ2_XS", 256, 74}},
-    {18, {"IQ3_XXS", 256, 98}}, {19, {"IQ1_S", 256, 50}},   {20, {"IQ4_NL", 32, 18}},  {21, {"IQ3_S", 256, 110}},
-    {22, {"IQ2_S", 256, 82}},   {23, {"IQ4_XS", 256, 136}}, {24, {"I8", 1, 1}},        {25, {"I16", 1, 2}},
-    {26, {"I32", 1, 4}},        {27, {"I64", 1, 8}},        {28, {"F64", 1, 8}},       {29, {"IQ1_M", 256, 56}},
-    {30, {"BF16", 1, 2}},       {34, {"TQ1_0", 256, 54}},   {35, {"TQ2_0", 256, 66}},  {39, {"MXFP4", 32, 17}},
+    {18, {"IQ3_XXS", 256, 98}}, {19, {"IQ1_S", 256, 50}},   {20, {"IQ4_NL", 32, 18}},   {21, {"IQ3_S", 256, 110}},
+    {22, {"IQ2_S", 256, 82}},   {23, {"IQ4_XS", 256, 136}}, {24, {"I8", 1, 1}},         {25, {"I16", 1, 2}},
+    {26, {"I32", 1, 4}},        {27, {"I64", 1, 8}},        {28, {"F64", 1, 8}},        {29, {"IQ1_M", 256, 56}},
+    {30, {"BF16", 1, 2}},       {34, {"TQ1_0", 256, 54}},   {35, {"TQ2_0", 256, 66}},   {39, {"MXFP4", 32, 17}},
 };
 
 // Types of newer files whose blocks this reader does not know the size of.
@@ -47,7 +47,8 @@ const char* newer_type(uint32_t type) {
 }
 
 bool is_integer(GgufType t) {
-  return t != GgufType::f32 && t != GgufType::f64 && t != GgufType::boolean && t != GgufType::string && t != GgufType::array;
+  return t != GgufType::f32 && t != GgufType::f64 && t != GgufType::boolean && t != GgufType::string &&
+         t != GgufType::array;
 }
 
 template <class T>
@@ -116,7 +117,8 @@ class GgufFile::Cursor {
 
  private:
   void need(uint64_t bytes, const char* what) {
-    if (bytes > left()) fail(fmt::format("{}: {} bytes are announced, but only {} are left in the file", what, bytes, left()));
+    if (bytes > left())
+      fail(fmt::format("{}: {} bytes are announced, but only {} are left in the file", what, bytes, left()));
     const uint64_t end = at_ + bytes;
     std::vector<char>& have = file_.header_;
     if (end <= have.size()) return;
@@ -159,13 +161,16 @@ void GgufFile::parse() {
   const uint32_t word = in.number<uint32_t>("magic");
   std::memcpy(magic, &word, 4);
   if (std::memcmp(magic, "GGUF", 4) != 0)
-    throw Error(ErrorCode::input, fmt::format("{}: expected the bytes GGUF at the start, found {}", name_, quote_for_message({magic, 4})),
-                std::memcmp(magic, "ggml", 4) == 0 || std::memcmp(magic, "lmgg", 4) == 0 || std::memcmp(magic, "fmgg", 4) == 0 || std::memcmp(magic, "tjgg", 4) == 0
+    throw Error(ErrorCode::input,
+                fmt::format("{}: expected the bytes GGUF at the start, found {}", name_, quote_for_message({magic, 4})),
+                std::memcmp(magic, "ggml", 4) == 0 || std::memcmp(magic, "lmgg", 4) == 0 ||
+                        std::memcmp(magic, "fmgg", 4) == 0 || std::memcmp(magic, "tjgg", 4) == 0
                     ? "this is a file from before GGUF; convert it with an old release of llama.cpp"
                     : "the file is of another format or damaged");
   version_ = in.number<uint32_t>("version");
   if (version_ != 0 && (version_ & 0xFFFFu) == 0)
-    throw Error(ErrorCode::unsupported, fmt::format("{}: version {:#x}: the file is big-endian", name_, version_), "convert it to little-endian");
+    throw Error(ErrorCode::unsupported, fmt::format("{}: version {:#x}: the file is big-endian", name_, version_),
+                "convert it to little-endian");
   if (version_ != 2 && version_ != 3)
     throw Error(version_ == 1 || version_ > 3 ? ErrorCode::unsupported : ErrorCode::input,
                 fmt::format("{}: GGUF version {}: expected 2 or 3", name_, version_),
@@ -185,7 +190,8 @@ void GgufFile::parse() {
       in.fail(fmt::format("general.alignment: expected a power of two, found {}", alignment_));
   }
   if (const auto parts = get_int("split.count"); parts && *parts > 1)
-    throw Error(ErrorCode::unsupported, fmt::format("{}: the model is split into {} files", name_, *parts), "join the parts with llama.cpp's gguf-split --merge");
+    throw Error(ErrorCode::unsupported, fmt::format("{}: the model is split into {} files", name_, *parts),
+                "join the parts with llama.cpp's gguf-split --merge");
   parse_tensors(in, static_cast<uint64_t>(n_tensors));
   header_.resize(std::min<size_t>(header_.size(), in.at()));
   header_.shrink_to_fit();
@@ -207,10 +213,12 @@ void GgufFile::parse_metadata(Cursor& in, uint64_t count) {
       e.element = static_cast<GgufType>(element);
       if (e.element == GgufType::array) in.fail(where + ": nested arrays are not accepted (nor by llama.cpp)");
       e.count = in.number<uint64_t>(where.c_str());
-      if (e.count > kMaxArray) in.fail(fmt::format("{}: an array of {} elements: the limit is {}", where, e.count, kMaxArray));
+      if (e.count > kMaxArray)
+        in.fail(fmt::format("{}: an array of {} elements: the limit is {}", where, e.count, kMaxArray));
       const uint64_t least = e.element == GgufType::string ? 8 : kTypeBytes[element];
       if (e.count > in.left() / least)
-        in.fail(fmt::format("{}: an array of {} elements is announced, but only {} bytes are left in the file", where, e.count, in.left()));
+        in.fail(fmt::format("{}: an array of {} elements is announced, but only {} bytes are left in the file", where,
+                            e.count, in.left()));
     }
     e.offset = in.at();
     if (e.element == GgufType::string) {
@@ -231,7 +239,8 @@ void GgufFile::parse_tensors(Cursor& in, uint64_t count) {
     GgufTensor t;
     t.name = in.copied_string("tensor name");
     if (t.name.size() >= kMaxTensorName)
-      in.fail(fmt::format("tensor name {}: {} bytes: the limit is {}", quote_for_message(t.name), t.name.size(), kMaxTensorName - 1));
+      in.fail(fmt::format("tensor name {}: {} bytes: the limit is {}", quote_for_message(t.name), t.name.size(),
+                          kMaxTensorName - 1));
     const std::string where = "tensor " + quote_for_message(t.name);
     if (tensor_index_.count(t.name)) in.fail(where + " stands twice");
     const auto n_dims = in.number<uint32_t>(where.c_str());
@@ -249,28 +258,32 @@ void GgufFile::parse_tensors(Cursor& in, uint64_t count) {
     const GgmlTypeInfo* info = ggml_type_info(type);
     if (!info) {
       if (const char* newer = newer_type(type))
-        throw Error(ErrorCode::unsupported, fmt::format("{}: {} has type {}", name_, where, newer), "convert the model to another type, such as Q4_K");
+        throw Error(ErrorCode::unsupported, fmt::format("{}: {} has type {}", name_, where, newer),
+                    "convert the model to another type, such as Q4_K");
       in.fail(fmt::format("{}: unknown tensor type {}", where, type));
     }
     t.type = static_cast<GgmlType>(type);
     const int64_t row = t.dims.empty() ? 1 : t.dims[0];
     if (row % info->elements != 0)
-      in.fail(fmt::format("{}: rows of {} elements are no multiple of {}'s block of {}", where, row, info->name, info->elements));
+      in.fail(fmt::format("{}: rows of {} elements are no multiple of {}'s block of {}", where, row, info->name,
+                          info->elements));
     t.bytes = static_cast<uint64_t>(elements / info->elements) * static_cast<uint64_t>(info->bytes);
     t.offset = in.number<uint64_t>(where.c_str());
-    if (t.offset != expected) in.fail(fmt::format("{}: offset {}: expected {} (the end of the tensor before it)", where, t.offset, expected));
+    if (t.offset != expected)
+      in.fail(fmt::format("{}: offset {}: expected {} (the end of the tensor before it)", where, t.offset, expected));
     if (t.bytes > size_) in.fail(fmt::format("{}: {} bytes are announced, but the file has {}", where, t.bytes, size_));
     const uint64_t end = t.offset + t.bytes;  // both at most the file's size
     expected = (end + alignment_ - 1) & ~(alignment_ - 1);
-    if (expected > size_ + alignment_) in.fail(fmt::format("{}: ends at byte {} of the data, but the file has {}", where, end, size_));
+    if (expected > size_ + alignment_)
+      in.fail(fmt::format("{}: ends at byte {} of the data, but the file has {}", where, end, size_));
     tensor_index_.emplace(t.name, tensors_.size());
     tensors_.push_back(std::move(t));
   }
   data_start_ = (in.at() + alignment_ - 1) & ~(alignment_ - 1);
   for (const GgufTensor& t : tensors_)
     if (t.bytes > 0 && (data_start_ > size_ || t.offset + t.bytes > size_ - data_start_))
-      in.fail(fmt::format("tensor {}: its data ends at byte {}, but the file has {}: it is truncated", quote_for_message(t.name),
-                          data_start_ + t.offset + t.bytes, size_));
+      in.fail(fmt::format("tensor {}: its data ends at byte {}, but the file has {}: it is truncated",
+                          quote_for_message(t.name), data_start_ + t.offset + t.bytes, size_));
 }
 
 const GgufEntry* GgufFile::find(const std::string& key) const {
@@ -279,26 +292,39 @@ const GgufEntry* GgufFile::find(const std::string& key) const {
 }
 
 void GgufFile::wrong_type(const std::string& key, const GgufEntry& entry, const char* expected) const {
-  const std::string found = entry.type == GgufType::array ? std::string("an array of ") + gguf_type_name(entry.element) : gguf_type_name(entry.type);
-  throw Error(ErrorCode::input, fmt::format("{}: metadata key {}: expected {}, found {}", name_, quote_for_message(key), expected, found), kDamaged);
+  const std::string found = entry.type == GgufType::array ? std::string("an array of ") + gguf_type_name(entry.element)
+                                                          : gguf_type_name(entry.type);
+  throw Error(ErrorCode::input,
+              fmt::format("{}: metadata key {}: expected {}, found {}", name_, quote_for_message(key), expected, found),
+              kDamaged);
 }
 
 int64_t GgufFile::int_at(const std::string& key, GgufType type, size_t offset) const {
   const char* at = &header_[offset];
   switch (type) {
-    case GgufType::u8: return load<uint8_t>(at);
-    case GgufType::boolean: return load<uint8_t>(at) != 0;
-    case GgufType::i8: return load<int8_t>(at);
-    case GgufType::u16: return load<uint16_t>(at);
-    case GgufType::i16: return load<int16_t>(at);
-    case GgufType::u32: return load<uint32_t>(at);
-    case GgufType::i32: return load<int32_t>(at);
-    case GgufType::i64: return load<int64_t>(at);
-    default: break;
+    case GgufType::u8:
+      return load<uint8_t>(at);
+    case GgufType::boolean:
+      return load<uint8_t>(at) != 0;
+    case GgufType::i8:
+      return load<int8_t>(at);
+    case GgufType::u16:
+      return load<uint16_t>(at);
+    case GgufType::i16:
+      return load<int16_t>(at);
+    case GgufType::u32:
+      return load<uint32_t>(at);
+    case GgufType::i32:
+      return load<int32_t>(at);
+    case GgufType::i64:
+      return load<int64_t>(at);
+    default:
+      break;
   }
   const auto v = load<uint64_t>(at);
   if (v > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
-    throw Error(ErrorCode::input, fmt::format("{}: metadata key {}: {} is too large", name_, quote_for_message(key), v), kDamaged);
+    throw Error(ErrorCode::input, fmt::format("{}: metadata key {}: {} is too large", name_, quote_for_message(key), v),
+                kDamaged);
   return static_cast<int64_t>(v);
 }
 
@@ -334,16 +360,22 @@ std::optional<bool> GgufFile::get_bool(const std::string& key) const {
 
 int64_t GgufFile::require_int(const std::string& key, int64_t min, int64_t max) const {
   const std::optional<int64_t> v = get_int(key);
-  if (!v) throw Error(ErrorCode::input, fmt::format("{}: metadata key {} is missing", name_, quote_for_message(key)), kDamaged);
+  if (!v)
+    throw Error(ErrorCode::input, fmt::format("{}: metadata key {} is missing", name_, quote_for_message(key)),
+                kDamaged);
   if (*v < min || *v > max)
-    throw Error(ErrorCode::input, fmt::format("{}: metadata key {}: expected an integer between {} and {}, found {}", name_, quote_for_message(key), min, max, *v),
+    throw Error(ErrorCode::input,
+                fmt::format("{}: metadata key {}: expected an integer between {} and {}, found {}", name_,
+                            quote_for_message(key), min, max, *v),
                 kDamaged);
   return *v;
 }
 
 std::string GgufFile::require_string(const std::string& key) const {
   std::optional<std::string> v = get_string(key);
-  if (!v) throw Error(ErrorCode::input, fmt::format("{}: metadata key {} is missing", name_, quote_for_message(key)), kDamaged);
+  if (!v)
+    throw Error(ErrorCode::input, fmt::format("{}: metadata key {} is missing", name_, quote_for_message(key)),
+                kDamaged);
   return *std::move(v);
 }
 

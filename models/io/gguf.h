@@ -1,6 +1,6 @@
-// GGUF v2 and v3: reading. Metadata (typed keys, the tokenizer's arrays) and tensors in a mapped file. The reader accepts
-// what ggml's own reader accepts and refuses the rest, since a file that only one of the two loads helps nobody.
-// Errors: input with file and key or tensor; unsupported for tensor types that are known but not decoded here.
+// GGUF v2 and v3: reading. Metadata (typed keys, the tokenizer's arrays) and tensors in a mapped file. The reader
+// accepts what ggml's own reader accepts and refuses the rest, since a file that only one of the two loads helps
+// nobody. Errors: input with file and key or tensor; unsupported for tensor types that are known but not decoded here.
 #pragma once
 
 #include <cstddef>
@@ -68,7 +68,9 @@ struct GgufTensor {
   uint64_t bytes = 0;
 
   int64_t elements() const;
-  std::vector<int64_t> shape() const { return {dims.rbegin(), dims.rend()}; }  // outermost first, as everywhere else here
+  std::vector<int64_t> shape() const {
+    return {dims.rbegin(), dims.rend()};
+  }  // outermost first, as everywhere else here
 };
 
 class GgufFile {

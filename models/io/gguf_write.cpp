@@ -32,8 +32,12 @@ void GgufWriter::key(const std::string& name, GgufType type) {
 }
 void GgufWriter::set_u32(const std::string& name, uint32_t value) { key(name, GgufType::u32), put(keys_, value); }
 void GgufWriter::set_f32(const std::string& name, float value) { key(name, GgufType::f32), put(keys_, value); }
-void GgufWriter::set_bool(const std::string& name, bool value) { key(name, GgufType::boolean), put<uint8_t>(keys_, value); }
-void GgufWriter::set_string(const std::string& name, const std::string& value) { key(name, GgufType::string), put_string(keys_, value); }
+void GgufWriter::set_bool(const std::string& name, bool value) {
+  key(name, GgufType::boolean), put<uint8_t>(keys_, value);
+}
+void GgufWriter::set_string(const std::string& name, const std::string& value) {
+  key(name, GgufType::string), put_string(keys_, value);
+}
 
 void GgufWriter::set_strings(const std::string& name, const std::vector<std::string>& values) {
   key(name, GgufType::array);
@@ -62,7 +66,8 @@ void GgufWriter::declare(const std::string& name, const std::vector<int64_t>& di
   };
   if (name.empty() || name.size() > 63) refuse("its name has more than 63 bytes, or none");
   if (dims.empty() || dims.size() > 4) refuse(fmt::format("{} dimensions: expected 1 to 4", dims.size()));
-  if (dims[0] % info.elements != 0) refuse(fmt::format("rows of {} elements are no multiple of {}'s block of {}", dims[0], info.name, info.elements));
+  if (dims[0] % info.elements != 0)
+    refuse(fmt::format("rows of {} elements are no multiple of {}'s block of {}", dims[0], info.name, info.elements));
   GgufTensor t;
   t.name = name;
   t.dims = dims;
@@ -99,7 +104,8 @@ void GgufWriter::start() {
 
 void GgufWriter::write(const std::string& name, const void* data, size_t bytes) {
   if (!started_) start();
-  THIMBLE_CHECK(current_ < tensors_.size() && tensors_[current_].name == name && bytes <= tensors_[current_].bytes - written_);
+  THIMBLE_CHECK(current_ < tensors_.size() && tensors_[current_].name == name &&
+                bytes <= tensors_[current_].bytes - written_);
   file_.write(data, bytes);
   written_ += bytes;
   if (written_ < tensors_[current_].bytes) return;

@@ -1,5 +1,5 @@
-// GGUF v3: writing. Keys first, then declarations, then the data of each tensor in the order of the declarations; the file
-// appears under its name when it is complete (see AtomicFile). The same calls give the same bytes.
+// GGUF v3: writing. Keys first, then declarations, then the data of each tensor in the order of the declarations; the
+// file appears under its name when it is complete (see AtomicFile). The same calls give the same bytes.
 #pragma once
 
 #include <cstdint>
@@ -46,8 +46,8 @@ class GgufWriter {
   std::vector<GgufTensor> tensors_;
   uint64_t data_bytes_ = 0;
   bool started_ = false;
-  size_t current_ = 0;      // tensor
-  uint64_t written_ = 0;    // bytes of it
+  size_t current_ = 0;    // tensor
+  uint64_t written_ = 0;  // bytes of it
 };
 
 }  // namespace thimble

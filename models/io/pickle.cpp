@@ -1,5 +1,6 @@
-// The interpreter builds plain values (numbers, strings, tuples, dicts, tensors) on a stack. Nothing it builds is larger
-// than the bytes it has read: strings are views, containers hold pointers, and a value that appears twice is shared.
+// The interpreter builds plain values (numbers, strings, tuples, dicts, tensors) on a stack. Nothing it builds is
+// larger than the bytes it has read: strings are views, containers hold pointers, and a value that appears twice is
+// shared.
 #include "models/io/pickle.h"
 
 #include <fmt/format.h>
@@ -17,7 +18,8 @@ namespace thimble {
 namespace {
 
 constexpr const char* kDamaged = "the file is damaged or incomplete; download it again";
-constexpr const char* kConvert = "convert the model to safetensors where it came from: model.save_pretrained(DIR, safe_serialization=True)";
+constexpr const char* kConvert =
+    "convert the model to safetensors where it came from: model.save_pretrained(DIR, safe_serialization=True)";
 constexpr uint64_t kMaxPickle = uint64_t{256} << 20;
 constexpr size_t kMaxDims = 16;
 
@@ -33,23 +35,32 @@ struct StorageType {
   SafetensorsDtype dtype;
 };
 constexpr StorageType kStorages[] = {
-    {"FloatStorage", SafetensorsDtype::f32}, {"DoubleStorage", SafetensorsDtype::f64}, {"HalfStorage", SafetensorsDtype::f16},
-    {"BFloat16Storage", SafetensorsDtype::bf16}, {"LongStorage", SafetensorsDtype::i64}, {"IntStorage", SafetensorsDtype::i32},
-    {"ShortStorage", SafetensorsDtype::i16}, {"CharStorage", SafetensorsDtype::i8}, {"ByteStorage", SafetensorsDtype::u8},
-    {"BoolStorage", SafetensorsDtype::boolean}};
+    {"FloatStorage", SafetensorsDtype::f32}, {"DoubleStorage", SafetensorsDtype::f64},
+    {"HalfStorage", SafetensorsDtype::f16},  {"BFloat16Storage", SafetensorsDtype::bf16},
+    {"LongStorage", SafetensorsDtype::i64},  {"IntStorage", SafetensorsDtype::i32},
+    {"ShortStorage", SafetensorsDtype::i16}, {"CharStorage", SafetensorsDtype::i8},
+    {"ByteStorage", SafetensorsDtype::u8},   {"BoolStorage", SafetensorsDtype::boolean}};
 
 enum class Kind : uint8_t { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor };
-enum class Global : uint8_t { ordered_dict, rebuild_tensor, rebuild_tensor_v2, rebuild_parameter, size, storage_type, constant };
+enum class Global : uint8_t {
+  ordered_dict,
+  rebuild_tensor,
+  rebuild_tensor_v2,
+  rebuild_parameter,
+  size,
+  storage_type,
+  constant
+};
 
 struct Value {
   Kind kind = Kind::none;
-  int64_t number = 0;            // boolean, integer
-  std::string text;              // text; global: its full name; storage: its member
-  std::vector<Value*> items;     // tuple, list; dict: key, value, key, value
+  int64_t number = 0;         // boolean, integer
+  std::string text;           // text; global: its full name; storage: its member
+  std::vector<Value*> items;  // tuple, list; dict: key, value, key, value
   Global global = Global::constant;
   SafetensorsDtype dtype = SafetensorsDtype::f32;  // storage, tensor, storage type
-  int64_t elements = 0;          // storage
-  int64_t offset = 0;            // tensor, in elements
+  int64_t elements = 0;                            // storage
+  int64_t offset = 0;                              // tensor, in elements
   std::vector<int64_t> shape, strides;
 };
 
@@ -62,55 +73,152 @@ class Unpickler {
     for (;;) {
       const auto op = static_cast<uint8_t>(*take(1));
       switch (op) {
-        case 0x80: take(1); break;                     // PROTO
-        case 0x95: take(8); break;                     // FRAME
-        case '.': return pop();                        // STOP
-        case '(': marks_.push_back(stack_.size()); break;
-        case '0': pop(); break;
-        case '1': pop_to_mark(); break;
-        case '2': push(top()); break;
-        case 'N': make(Kind::none); break;
-        case 0x88: make(Kind::boolean)->number = 1; break;
-        case 0x89: make(Kind::boolean); break;
-        case 'J': make(Kind::integer)->number = number<int32_t>(); break;
-        case 'K': make(Kind::integer)->number = number<uint8_t>(); break;
-        case 'M': make(Kind::integer)->number = number<uint16_t>(); break;
-        case 0x8A: long_integer(); break;              // LONG1
-        case 'G': take(8), make(Kind::real); break;    // BINFLOAT: nobody asks for its value
-        case 'X': text(number<uint32_t>()); break;     // BINUNICODE
-        case 0x8C: text(number<uint8_t>()); break;     // SHORT_BINUNICODE
-        case 0x8D: text(number<uint64_t>()); break;    // BINUNICODE8
-        case 'T': case 'B': text(number<uint32_t>()); break;  // BINSTRING, BINBYTES
-        case 'U': case 'C': text(number<uint8_t>()); break;   // their short forms
-        case ')': make(Kind::tuple); break;
-        case 't': make_from(Kind::tuple, pop_to_mark()); break;
-        case 0x85: make_from(Kind::tuple, pop_n(1)); break;
-        case 0x86: make_from(Kind::tuple, pop_n(2)); break;
-        case 0x87: make_from(Kind::tuple, pop_n(3)); break;
-        case ']': make(Kind::list); break;
-        case 'l': make_from(Kind::list, pop_to_mark()); break;
-        case 'a': extend(Kind::list, pop_n(1)); break;
-        case 'e': extend(Kind::list, pop_to_mark()); break;
-        case '}': make(Kind::dict); break;
-        case 'd': make_from(Kind::dict, pop_to_mark()); break;
-        case 's': extend(Kind::dict, pop_n(2)); break;
-        case 'u': extend(Kind::dict, pop_to_mark()); break;
-        case 'q': memo_[number<uint8_t>()] = top(); break;
-        case 'r': memo_[number<uint32_t>()] = top(); break;
-        case 0x94: { const auto next = static_cast<uint32_t>(memo_.size()); memo_[next] = top(); break; }  // MEMOIZE
-        case 'h': recall(number<uint8_t>()); break;
-        case 'j': recall(number<uint32_t>()); break;
-        case 'c': { const std::string module = line(); import_name(module, line()); break; }
-        case 0x93: {                                   // STACK_GLOBAL
-          const std::vector<Value*> names = pop_n(2);
-          import_name(expect(names[0], Kind::text, "a module's name")->text, expect(names[1], Kind::text, "a name")->text);
+        case 0x80:
+          take(1);
+          break;  // PROTO
+        case 0x95:
+          take(8);
+          break;  // FRAME
+        case '.':
+          return pop();  // STOP
+        case '(':
+          marks_.push_back(stack_.size());
+          break;
+        case '0':
+          pop();
+          break;
+        case '1':
+          pop_to_mark();
+          break;
+        case '2':
+          push(top());
+          break;
+        case 'N':
+          make(Kind::none);
+          break;
+        case 0x88:
+          make(Kind::boolean)->number = 1;
+          break;
+        case 0x89:
+          make(Kind::boolean);
+          break;
+        case 'J':
+          make(Kind::integer)->number = number<int32_t>();
+          break;
+        case 'K':
+          make(Kind::integer)->number = number<uint8_t>();
+          break;
+        case 'M':
+          make(Kind::integer)->number = number<uint16_t>();
+          break;
+        case 0x8A:
+          long_integer();
+          break;  // LONG1
+        case 'G':
+          take(8), make(Kind::real);
+          break;  // BINFLOAT: nobody asks for its value
+        case 'X':
+          text(number<uint32_t>());
+          break;  // BINUNICODE
+        case 0x8C:
+          text(number<uint8_t>());
+          break;  // SHORT_BINUNICODE
+        case 0x8D:
+          text(number<uint64_t>());
+          break;  // BINUNICODE8
+        case 'T':
+        case 'B':
+          text(number<uint32_t>());
+          break;  // BINSTRING, BINBYTES
+        case 'U':
+        case 'C':
+          text(number<uint8_t>());
+          break;  // their short forms
+        case ')':
+          make(Kind::tuple);
+          break;
+        case 't':
+          make_from(Kind::tuple, pop_to_mark());
+          break;
+        case 0x85:
+          make_from(Kind::tuple, pop_n(1));
+          break;
+        case 0x86:
+          make_from(Kind::tuple, pop_n(2));
+          break;
+        case 0x87:
+          make_from(Kind::tuple, pop_n(3));
+          break;
+        case ']':
+          make(Kind::list);
+          break;
+        case 'l':
+          make_from(Kind::list, pop_to_mark());
+          break;
+        case 'a':
+          extend(Kind::list, pop_n(1));
+          break;
+        case 'e':
+          extend(Kind::list, pop_to_mark());
+          break;
+        case '}':
+          make(Kind::dict);
+          break;
+        case 'd':
+          make_from(Kind::dict, pop_to_mark());
+          break;
+        case 's':
+          extend(Kind::dict, pop_n(2));
+          break;
+        case 'u':
+          extend(Kind::dict, pop_to_mark());
+          break;
+        case 'q':
+          memo_[number<uint8_t>()] = top();
+          break;
+        case 'r':
+          memo_[number<uint32_t>()] = top();
+          break;
+        case 0x94: {
+          const auto next = static_cast<uint32_t>(memo_.size());
+          memo_[next] = top();
+          break;
+        }  // MEMOIZE
+        case 'h':
+          recall(number<uint8_t>());
+          break;
+        case 'j':
+          recall(number<uint32_t>());
+          break;
+        case 'c': {
+          const std::string module = line();
+          import_name(module, line());
           break;
         }
-        case 'Q': persistent(pop()); break;
-        case 'R': { Value* arguments = pop(); call(pop(), arguments); break; }
-        case 0x81: { Value* arguments = pop(); call(pop(), arguments); break; }  // NEWOBJ
-        case 'b': build(); break;
-        default: unsupported(fmt::format("opcode 0x{:02x} at byte {}", op, at_ - 1));
+        case 0x93: {  // STACK_GLOBAL
+          const std::vector<Value*> names = pop_n(2);
+          import_name(expect(names[0], Kind::text, "a module's name")->text,
+                      expect(names[1], Kind::text, "a name")->text);
+          break;
+        }
+        case 'Q':
+          persistent(pop());
+          break;
+        case 'R': {
+          Value* arguments = pop();
+          call(pop(), arguments);
+          break;
+        }
+        case 0x81: {
+          Value* arguments = pop();
+          call(pop(), arguments);
+          break;
+        }  // NEWOBJ
+        case 'b':
+          build();
+          break;
+        default:
+          unsupported(fmt::format("opcode 0x{:02x} at byte {}", op, at_ - 1));
       }
     }
   }
@@ -121,7 +229,10 @@ class Unpickler {
 
  private:
   [[noreturn]] void unsupported(const std::string& what) const {
-    throw Error(ErrorCode::unsupported, fmt::format("{}: its pickle uses {}: only what the tensors of a model need is read, and nothing is run", file_, what), kConvert);
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: its pickle uses {}: only what the tensors of a model need is read, and nothing is run",
+                            file_, what),
+                kConvert);
   }
 
   const char* take(uint64_t n) {
@@ -131,7 +242,9 @@ class Unpickler {
     return from;
   }
   template <class T>
-  T number() { return load<T>(take(sizeof(T))); }
+  T number() {
+    return load<T>(take(sizeof(T)));
+  }
   std::string line() {
     const size_t end = bytes_.find('\n', at_);
     if (end == std::string::npos) fail("a name without an end");
@@ -150,13 +263,17 @@ class Unpickler {
     if (kind == Kind::dict && items.size() % 2 != 0) fail("a dict with a key that has no value");
     make(kind)->items = std::move(items);
   }
-  void text(uint64_t n) { const char* from = take(n); make(Kind::text)->text.assign(from, n); }
+  void text(uint64_t n) {
+    const char* from = take(n);
+    make(Kind::text)->text.assign(from, n);
+  }
   void long_integer() {
     const auto n = number<uint8_t>();
     if (n > 8) fail(fmt::format("a whole number of {} bytes", n));
     const char* from = take(n);
     uint64_t v = n > 0 && from[n - 1] < 0 ? ~uint64_t{0} : 0;
-    for (int i = 0; i < n; ++i) v = (v & ~(uint64_t{255} << 8 * i)) | static_cast<uint64_t>(static_cast<uint8_t>(from[i])) << 8 * i;
+    for (int i = 0; i < n; ++i)
+      v = (v & ~(uint64_t{255} << 8 * i)) | static_cast<uint64_t>(static_cast<uint8_t>(from[i])) << 8 * i;
     make(Kind::integer)->number = static_cast<int64_t>(v);
   }
 
@@ -214,7 +331,8 @@ class Unpickler {
       v->global = Global::rebuild_parameter;
     } else if (full == "torch.Size") {
       v->global = Global::size;
-    } else if (full == "torch.float32" || full == "torch.float16" || full == "torch.bfloat16" || full == "torch.float64") {
+    } else if (full == "torch.float32" || full == "torch.float16" || full == "torch.bfloat16" ||
+               full == "torch.float64") {
       v->global = Global::constant;
     } else {
       for (const StorageType& s : kStorages)
@@ -232,7 +350,8 @@ class Unpickler {
     expect(id, Kind::tuple, "the tuple of a storage");
     if (id->items.size() < 5 || id->items[0]->text != "storage") fail("expected the tuple of a storage");
     Value* type = expect(id->items[1], Kind::global, "the type of a storage");
-    if (type->global != Global::storage_type) fail("expected the type of a storage, found " + quote_for_message(type->text));
+    if (type->global != Global::storage_type)
+      fail("expected the type of a storage, found " + quote_for_message(type->text));
     Value* v = make(Kind::storage);
     v->dtype = type->dtype;
     v->text = expect(id->items[2], Kind::text, "the name of a storage")->text;
@@ -242,7 +361,8 @@ class Unpickler {
 
   std::vector<int64_t> integers(Value* v) const {
     expect(v, Kind::tuple, "a tuple of whole numbers");
-    if (v->items.size() > kMaxDims) fail(fmt::format("a tensor of {} dimensions: the limit is {}", v->items.size(), kMaxDims));
+    if (v->items.size() > kMaxDims)
+      fail(fmt::format("a tensor of {} dimensions: the limit is {}", v->items.size(), kMaxDims));
     std::vector<int64_t> out;
     for (Value* i : v->items) out.push_back(expect(i, Kind::integer, "a whole number")->number);
     return out;
@@ -260,7 +380,8 @@ class Unpickler {
         Value* dict = make(Kind::dict);
         if (a.empty()) return;
         for (Value* pair : expect(a[0], Kind::list, "a list of pairs")->items) {
-          if ((pair->kind != Kind::tuple && pair->kind != Kind::list) || pair->items.size() != 2) fail("expected a list of pairs");
+          if ((pair->kind != Kind::tuple && pair->kind != Kind::list) || pair->items.size() != 2)
+            fail("expected a list of pairs");
           dict->items.insert(dict->items.end(), pair->items.begin(), pair->items.end());
         }
         return;
@@ -278,9 +399,16 @@ class Unpickler {
         v->strides = integers(a[3]);
         return;
       }
-      case Global::rebuild_parameter: need(1); push(expect(a[0], Kind::tensor, "a tensor")); return;
-      case Global::size: need(1); push(expect(a[0], Kind::tuple, "a tuple")); return;
-      default: unsupported("a call of " + quote_for_message(function->text));
+      case Global::rebuild_parameter:
+        need(1);
+        push(expect(a[0], Kind::tensor, "a tensor"));
+        return;
+      case Global::size:
+        need(1);
+        push(expect(a[0], Kind::tuple, "a tuple"));
+        return;
+      default:
+        unsupported("a call of " + quote_for_message(function->text));
     }
   }
 
@@ -310,7 +438,8 @@ const Value* state_dict(const Value& value) {
   if (value.kind != Kind::dict || holds_tensors(value)) return &value;
   for (const char* key : {"state_dict", "model_state_dict", "model"})
     for (size_t i = 0; i < value.items.size(); i += 2)
-      if (value.items[i]->kind == Kind::text && value.items[i]->text == key && value.items[i + 1]->kind == Kind::dict) return value.items[i + 1];
+      if (value.items[i]->kind == Kind::text && value.items[i]->text == key && value.items[i + 1]->kind == Kind::dict)
+        return value.items[i + 1];
   return &value;
 }
 
@@ -321,7 +450,8 @@ PickleFile::PickleFile(const std::string& path) : name_(path), map_(path) {
   parse();
 }
 
-PickleFile::PickleFile(std::string bytes, const std::string& name) : name_(name), memory_(std::move(bytes)), in_memory_(true) {
+PickleFile::PickleFile(std::string bytes, const std::string& name)
+    : name_(name), memory_(std::move(bytes)), in_memory_(true) {
   size_ = memory_.size();
   parse();
 }
@@ -329,7 +459,8 @@ PickleFile::PickleFile(std::string bytes, const std::string& name) : name_(name)
 void PickleFile::fail(const std::string& what) const { throw Error(ErrorCode::input, name_ + ": " + what, kDamaged); }
 
 std::string PickleFile::bytes_at(uint64_t offset, uint64_t bytes) const {
-  if (offset > size_ || bytes > size_ - offset) fail(fmt::format("{} bytes at {} are beyond the end of the file ({} bytes)", bytes, offset, size_));
+  if (offset > size_ || bytes > size_ - offset)
+    fail(fmt::format("{} bytes at {} are beyond the end of the file ({} bytes)", bytes, offset, size_));
   return in_memory_ ? memory_.substr(offset, bytes) : map_.read(offset, bytes);
 }
 
@@ -338,7 +469,8 @@ void PickleFile::parse() {
   if (start != std::string("PK\x03\x04", 4)) {
     const bool old = !start.empty() && start[0] == '\x80';
     throw Error(old ? ErrorCode::unsupported : ErrorCode::input,
-                name_ + (old ? ": is a torch file from before version 1.6 (no zip container)" : ": expected a zip container as torch.save writes it"),
+                name_ + (old ? ": is a torch file from before version 1.6 (no zip container)"
+                             : ": expected a zip container as torch.save writes it"),
                 old ? "load and save it again with a newer torch, or convert it to safetensors" : kDamaged);
   }
   read_directory();
@@ -356,7 +488,8 @@ void PickleFile::read_directory() {
     if (at == 0) fail("its zip directory is missing: the file is truncated");
     --at;
   }
-  uint64_t count = load<uint16_t>(&last[at + 10]), bytes = load<uint32_t>(&last[at + 12]), offset = load<uint32_t>(&last[at + 16]);
+  uint64_t count = load<uint16_t>(&last[at + 10]), bytes = load<uint32_t>(&last[at + 12]),
+           offset = load<uint32_t>(&last[at + 16]);
   if (at >= kLocator && last.compare(at - kLocator, 4, "PK\x06\x07") == 0) {
     const std::string end = bytes_at(load<uint64_t>(&last[at - kLocator + 8]), kEnd64);
     if (end.compare(0, 4, "PK\x06\x06") != 0) fail("its zip directory is damaged");
@@ -364,14 +497,18 @@ void PickleFile::read_directory() {
     bytes = load<uint64_t>(&end[40]);
     offset = load<uint64_t>(&end[48]);
   }
-  if (bytes > kMaxPickle || count > bytes / kEntry) fail(fmt::format("its zip directory announces {} members in {} bytes", count, bytes));
+  if (bytes > kMaxPickle || count > bytes / kEntry)
+    fail(fmt::format("its zip directory announces {} members in {} bytes", count, bytes));
   const std::string directory = bytes_at(offset, bytes);
   size_t p = 0;
   for (uint64_t i = 0; i < count; ++i) {
-    if (directory.size() - p < kEntry || directory.compare(p, 4, "PK\x01\x02") != 0) fail("its zip directory is damaged");
+    if (directory.size() - p < kEntry || directory.compare(p, 4, "PK\x01\x02") != 0)
+      fail("its zip directory is damaged");
     const auto flags = load<uint16_t>(&directory[p + 8]), method = load<uint16_t>(&directory[p + 10]);
-    uint64_t packed = load<uint32_t>(&directory[p + 20]), plain = load<uint32_t>(&directory[p + 24]), local = load<uint32_t>(&directory[p + 42]);
-    const size_t name_bytes = load<uint16_t>(&directory[p + 28]), extra_bytes = load<uint16_t>(&directory[p + 30]), comment = load<uint16_t>(&directory[p + 32]);
+    uint64_t packed = load<uint32_t>(&directory[p + 20]), plain = load<uint32_t>(&directory[p + 24]),
+             local = load<uint32_t>(&directory[p + 42]);
+    const size_t name_bytes = load<uint16_t>(&directory[p + 28]), extra_bytes = load<uint16_t>(&directory[p + 30]),
+                 comment = load<uint16_t>(&directory[p + 32]);
     if (directory.size() - p - kEntry < name_bytes + extra_bytes + comment) fail("its zip directory is damaged");
     const std::string member = directory.substr(p + kEntry, name_bytes);
     for (size_t x = p + kEntry + name_bytes, end = x + extra_bytes; end - x >= 4 && x < end;) {
@@ -389,15 +526,19 @@ void PickleFile::read_directory() {
     p += kEntry + name_bytes + extra_bytes + comment;
     if (!member.empty() && member.back() == '/') continue;
     if (method != 0 || (flags & 1) != 0)
-      throw Error(ErrorCode::unsupported, fmt::format("{}: member {} is {}", name_, quote_for_message(member), (flags & 1) != 0 ? "encrypted" : "compressed"),
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: member {} is {}", name_, quote_for_message(member),
+                              (flags & 1) != 0 ? "encrypted" : "compressed"),
                   "torch stores members as they are; save the checkpoint again with torch.save");
     if (packed != plain) fail("member " + quote_for_message(member) + ": two different sizes");
     const std::string header = bytes_at(local, kLocal);
-    if (header.compare(0, 4, "PK\x03\x04") != 0) fail("member " + quote_for_message(member) + ": its header is damaged");
+    if (header.compare(0, 4, "PK\x03\x04") != 0)
+      fail("member " + quote_for_message(member) + ": its header is damaged");
     Member m;
     m.offset = local + kLocal + load<uint16_t>(&header[26]) + load<uint16_t>(&header[28]);
     m.bytes = plain;
-    if (m.offset > size_ || m.bytes > size_ - m.offset) fail("member " + quote_for_message(member) + " reaches beyond the end of the file");
+    if (m.offset > size_ || m.bytes > size_ - m.offset)
+      fail("member " + quote_for_message(member) + " reaches beyond the end of the file");
     if (!members_.emplace(member, m).second) fail("member " + quote_for_message(member) + " stands twice");
   }
 }
@@ -417,9 +558,12 @@ void PickleFile::read_pickle() {
         throw Error(ErrorCode::unsupported, name_ + ": is a TorchScript program", kConvert);
     fail("holds no data.pkl: expected a zip container as torch.save writes it");
   }
-  if (const auto order = members_.find(root_ + "byteorder"); order != members_.end() && bytes_at(order->second.offset, order->second.bytes) != "little")
-    throw Error(ErrorCode::unsupported, name_ + ": was written on a big-endian machine", "save it again on a little-endian one");
-  if (pickle->bytes > kMaxPickle) fail(fmt::format("data.pkl has {} bytes: the limit is {}", pickle->bytes, kMaxPickle));
+  if (const auto order = members_.find(root_ + "byteorder");
+      order != members_.end() && bytes_at(order->second.offset, order->second.bytes) != "little")
+    throw Error(ErrorCode::unsupported, name_ + ": was written on a big-endian machine",
+                "save it again on a little-endian one");
+  if (pickle->bytes > kMaxPickle)
+    fail(fmt::format("data.pkl has {} bytes: the limit is {}", pickle->bytes, kMaxPickle));
   const std::string bytes = bytes_at(pickle->offset, pickle->bytes);
   Unpickler unpickler(bytes, name_);
   const Value* dict = state_dict(*unpickler.run());
@@ -434,7 +578,9 @@ void PickleFile::read_pickle() {
     if (storage == members_.end()) fail(subject + ": its storage " + quote_for_message(v.text) + " is missing");
     const auto size = static_cast<uint64_t>(safetensors_dtype_bits(v.dtype) / 8);
     const uint64_t capacity = storage->second.bytes / size;
-    if (static_cast<uint64_t>(v.elements) > capacity) fail(fmt::format("{}: its storage has {} bytes, expected {} elements of {}", subject, storage->second.bytes, v.elements, size));
+    if (static_cast<uint64_t>(v.elements) > capacity)
+      fail(fmt::format("{}: its storage has {} bytes, expected {} elements of {}", subject, storage->second.bytes,
+                       v.elements, size));
     if (v.shape.size() != v.strides.size()) fail(subject + ": has other dimensions than strides");
     Tensor t;
     t.info.name = name;
@@ -454,12 +600,14 @@ void PickleFile::read_pickle() {
       if (count > capacity / n) fail(fmt::format("{}: has more elements than its storage ({})", subject, capacity));
       count *= n;
       if (n == 1) continue;
-      if (static_cast<uint64_t>(v.strides[d]) > capacity) fail(fmt::format("{}: a stride of {} in a storage of {} elements", subject, v.strides[d], capacity));
+      if (static_cast<uint64_t>(v.strides[d]) > capacity)
+        fail(fmt::format("{}: a stride of {} in a storage of {} elements", subject, v.strides[d], capacity));
       const auto stride = static_cast<uint64_t>(v.strides[d]);
       last += stride > 0 && n - 1 > capacity / stride ? capacity : (n - 1) * stride;
       if (last > capacity) break;
     }
-    if (v.offset < 0 || (count > 0 && (static_cast<uint64_t>(v.offset) >= capacity || last >= capacity - static_cast<uint64_t>(v.offset))))
+    if (v.offset < 0 || (count > 0 && (static_cast<uint64_t>(v.offset) >= capacity ||
+                                       last >= capacity - static_cast<uint64_t>(v.offset))))
       fail(subject + ": reaches beyond the end of its storage");
     t.info.bytes = count * size;
     t.info.offset = storage->second.offset + (count > 0 ? static_cast<uint64_t>(v.offset) * size : 0);
@@ -472,7 +620,8 @@ TensorView PickleFile::find_view(const std::string& name) const {
   if (it == tensors_.end()) return {};
   const Tensor& t = it->second;
   if (!in_memory_) map_.check_not_truncated();
-  const std::byte* from = (in_memory_ ? reinterpret_cast<const std::byte*>(memory_.data()) : map_.data()) + t.info.offset;
+  const std::byte* from =
+      (in_memory_ ? reinterpret_cast<const std::byte*>(memory_.data()) : map_.data()) + t.info.offset;
   if (t.contiguous || t.info.bytes == 0) return {&t.info, from, name_};
   Buffer& made = ordered_[name];
   if (made.bytes() == 0) {
@@ -495,11 +644,13 @@ TensorView PickleFile::find_view(const std::string& name) const {
 }
 
 bool PickleSet::present(const std::string& dir) {
-  return file_exists(join_path(dir, "pytorch_model.bin")) || file_exists(join_path(dir, "pytorch_model.bin.index.json"));
+  return file_exists(join_path(dir, "pytorch_model.bin")) ||
+         file_exists(join_path(dir, "pytorch_model.bin.index.json"));
 }
 
 PickleSet::PickleSet(const std::string& dir) : path_(dir) {
-  const std::string single = join_path(dir, "pytorch_model.bin"), index = join_path(dir, "pytorch_model.bin.index.json");
+  const std::string single = join_path(dir, "pytorch_model.bin"),
+                    index = join_path(dir, "pytorch_model.bin.index.json");
   std::map<std::string, std::string> placed;
   if (file_exists(single)) {
     files_.push_back(std::make_unique<PickleFile>(single));
@@ -517,13 +668,20 @@ PickleSet::PickleSet(const std::string& dir) : path_(dir) {
       const auto it = placed.find(name);
       const std::string file = files_[f]->path();
       if (!placed.empty() && (it == placed.end() || join_path(dir, it->second) != file))
-        throw Error(ErrorCode::input, file + ": tensor " + quote_for_message(name) + ": " + index + (it == placed.end() ? " does not name it" : " places it elsewhere"), kDamaged);
+        throw Error(ErrorCode::input,
+                    file + ": tensor " + quote_for_message(name) + ": " + index +
+                        (it == placed.end() ? " does not name it" : " places it elsewhere"),
+                    kDamaged);
       where_.emplace(name, f);
       names_.push_back(name);
     }
   std::sort(names_.begin(), names_.end());
   for (const auto& [tensor, shard] : placed)
-    if (!where_.count(tensor)) throw Error(ErrorCode::input, join_path(dir, shard) + ": tensor " + quote_for_message(tensor) + ": promised by " + index + ", but not in the file", kDamaged);
+    if (!where_.count(tensor))
+      throw Error(ErrorCode::input,
+                  join_path(dir, shard) + ": tensor " + quote_for_message(tensor) + ": promised by " + index +
+                      ", but not in the file",
+                  kDamaged);
 }
 
 uint64_t PickleSet::file_bytes() const {

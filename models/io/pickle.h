@@ -1,6 +1,6 @@
 // PyTorch checkpoints (pytorch_model.bin, one or in shards): a zip container with a pickle that says where tensors lie.
-// The pickle is read by an interpreter that knows what a state dict needs and nothing else: no code of the file runs, no
-// name is imported, and everything unknown is refused by name (unsupported). Errors otherwise: input with file and
+// The pickle is read by an interpreter that knows what a state dict needs and nothing else: no code of the file runs,
+// no name is imported, and everything unknown is refused by name (unsupported). Errors otherwise: input with file and
 // member or tensor. Files from before the zip container are unsupported.
 #pragma once
 
@@ -15,8 +15,8 @@
 
 namespace thimble {
 
-// One checkpoint file. Tensors keep the order of their names; views of contiguous ones point into the mapped file, others
-// (transposed, sliced) are put in order when they are asked for.
+// One checkpoint file. Tensors keep the order of their names; views of contiguous ones point into the mapped file,
+// others (transposed, sliced) are put in order when they are asked for.
 class PickleFile {
  public:
   explicit PickleFile(const std::string& path);
@@ -26,8 +26,8 @@ class PickleFile {
   const std::string& path() const { return name_; }
   uint64_t file_bytes() const { return size_; }
   struct Tensor {
-    TensorInfo info;                // offset: of the first element, from the start of the file
-    std::vector<int64_t> strides;   // in elements
+    TensorInfo info;               // offset: of the first element, from the start of the file
+    std::vector<int64_t> strides;  // in elements
     bool contiguous = true;
   };
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }

@@ -14,10 +14,13 @@ namespace {
 constexpr size_t kMaxIndex = 100'000'000;
 constexpr const char* kHint = "the index comes with the model: restore both, or convert the model again";
 
-void check_name(const std::string& index, const std::string& dir, const std::string& tensor, const std::string& shard, std::string_view ending) {
+void check_name(const std::string& index, const std::string& dir, const std::string& tensor, const std::string& shard,
+                std::string_view ending) {
   const auto complain = [&](const std::string& what) {
     throw Error(ErrorCode::input,
-                index + ": field \"weight_map\": tensor " + quote_for_message(tensor) + ": the shard " + quote_for_message(shard) + " " + what, kHint);
+                index + ": field \"weight_map\": tensor " + quote_for_message(tensor) + ": the shard " +
+                    quote_for_message(shard) + " " + what,
+                kHint);
   };
   if (shard.empty() || shard.size() > 255 || shard[0] == '.' || shard.find_first_of("/\\") != std::string::npos ||
       shard.find("..") != std::string::npos || shard.find('\0') != std::string::npos)
@@ -33,7 +36,8 @@ void check_name(const std::string& index, const std::string& dir, const std::str
 
 }  // namespace
 
-std::map<std::string, std::string> read_shard_index(const std::string& index, const std::string& dir, const char* ending) {
+std::map<std::string, std::string> read_shard_index(const std::string& index, const std::string& dir,
+                                                    const char* ending) {
   const nlohmann::json json = parse_json_file(index, kMaxIndex);
   const JsonObject root(json, index);
   const std::optional<JsonObject> map = root.object("weight_map");

@@ -1,4 +1,9 @@
-// GGUF: the container, every key read as every kind of value, and tensors whose blocks are decoded.
+// GGUF: the container, every key read as every kind of value, tensors whose blocks are decoded, and the model that the
+// metadata describes.
+#include <algorithm>
+
+#include "models/families.h"
+#include "models/gguf_model.h"
 #include "models/io/ggml_blocks.h"
 #include "models/io/gguf.h"
 #include "tests/fuzz/target.h"
@@ -34,6 +39,23 @@ bool fuzz_gguf(std::string_view bytes) {
       if (ggml_is_coded(t.type) && !t.dims.empty())
         accepts([&] { read_ggml_coded(t.type, file.data(t), t.elements() / t.dims[0], t.dims[0]); });
     }
+    accepts([&] {
+      const GgufModel model(scratch_file("model.gguf", bytes));
+      for (const std::string& name : model.names()) {
+        const GgufModel::Entry& entry = *model.find_entry(name);
+        if (entry.tensor->elements() > (int64_t{1} << 20) || entry.tensor->bytes == 0) continue;
+        const TensorView view = model.find_view(name);
+        if (view && (entry.tensor->type == GgmlType::f16 || entry.tensor->type == GgmlType::f32)) {
+          std::vector<float> values(static_cast<size_t>(view.info->elements()));
+          view.read_f32(values.data());
+        }
+        model.read_f32(entry);
+        const std::string module = name.substr(0, name.size() - std::min<size_t>(name.size(), 7));
+        if (model.coded() && name == module + ".weight" && model.coded()->has(module)) model.coded()->read(module);
+      }
+      const JsonObject config(model.config(), "model.gguf");
+      parse_config(config, find_family(config));
+    });
   });
 }
 

@@ -23,6 +23,7 @@ const std::vector<Target>& targets();
 
 bool fuzz_safetensors(std::string_view bytes);
 bool fuzz_gguf(std::string_view bytes);
+bool fuzz_pickle(std::string_view bytes);
 bool fuzz_tokenizer_json(std::string_view bytes);
 bool fuzz_sentencepiece(std::string_view bytes);
 bool fuzz_chat_template(std::string_view bytes);

@@ -7,6 +7,7 @@ const std::vector<Target>& targets() {
   static const std::vector<Target> list = {
       {"safetensors", fuzz_safetensors},
       {"gguf", fuzz_gguf},
+      {"pickle", fuzz_pickle},
       {"tokenizer_json", fuzz_tokenizer_json},
       {"sentencepiece", fuzz_sentencepiece},
       {"chat_template", fuzz_chat_template},

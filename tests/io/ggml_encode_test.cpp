@@ -1,5 +1,5 @@
-// Writing GGUF: bytes of hand-computed blocks, ggml's rounding rules, the quality of the searched formats, and files that
-// the reader reads back.
+// Writing GGUF: bytes of hand-computed blocks, ggml's rounding rules, the quality of the searched formats, and files
+// that the reader reads back.
 #include "models/io/ggml_encode.h"
 
 #include <gtest/gtest.h>
@@ -98,8 +98,8 @@ TEST(GgmlEncode, HandBlocks) {
     for (float w : decode(type, encode(type, v))) ASSERT_EQ(w, 0.0f) << ggml_type_info(type).name;
 }
 
-// Relative root of the mean squared error on normal values; the bounds are a few percent above what these encoders reach
-// and below what a plain rounding to the range gives (Q4_K 0.079, Q6_K 0.0198).
+// Relative root of the mean squared error on normal values; the bounds are a few percent above what these encoders
+// reach and below what a plain rounding to the range gives (Q4_K 0.079, Q6_K 0.0198).
 TEST(GgmlEncode, SearchedFormatsAreCloserThanPlainRounding) {
   const std::vector<float> v = normal_values(256 * 400, 5);
   const auto error = [&](GgmlType type) {

@@ -71,10 +71,11 @@ std::string tuple(const std::vector<int32_t>& v) {
 }
 std::string global(const std::string& module, const std::string& name) { return "c" + module + "\n" + name + "\n"; }
 
-std::string tensor(const std::string& type, const std::string& key, int32_t numel, int32_t offset, const std::vector<int32_t>& shape,
-                   const std::vector<int32_t>& strides) {
-  return global("torch._utils", "_rebuild_tensor_v2") + "((" + text("storage") + global("torch", type) + text(key) + text("cpu") +
-         integer(numel) + "tQ" + integer(offset) + tuple(shape) + tuple(strides) + "\x89" + global("collections", "OrderedDict") + ")RtR";
+std::string tensor(const std::string& type, const std::string& key, int32_t numel, int32_t offset,
+                   const std::vector<int32_t>& shape, const std::vector<int32_t>& strides) {
+  return global("torch._utils", "_rebuild_tensor_v2") + "((" + text("storage") + global("torch", type) + text(key) +
+         text("cpu") + integer(numel) + "tQ" + integer(offset) + tuple(shape) + tuple(strides) + "\x89" +
+         global("collections", "OrderedDict") + ")RtR";
 }
 
 std::string dict(const std::vector<std::pair<std::string, std::string>>& items) {
@@ -90,7 +91,8 @@ std::string floats(const std::vector<float>& v) {
   return out;
 }
 
-PickleFile open(const std::string& body, std::vector<std::pair<std::string, std::string>> storages = {{"0", floats({0, 1, 2, 3, 4, 5})}}) {
+PickleFile open(const std::string& body,
+                std::vector<std::pair<std::string, std::string>> storages = {{"0", floats({0, 1, 2, 3, 4, 5})}}) {
   std::vector<std::pair<std::string, std::string>> members = {{"m/data.pkl", finish(body)}, {"m/byteorder", "little"}};
   for (auto& [key, data] : storages) members.emplace_back("m/data/" + key, data);
   return PickleFile(zip(members), "x.bin");
@@ -126,9 +128,11 @@ TEST(Pickle, ReadsTensorsWithStridesAndSharedStorages) {
 
 TEST(Pickle, ReadsParametersMetadataAndTrainingCheckpoints) {
   const std::string t = tensor("FloatStorage", "0", 6, 0, {2}, {1});
-  const std::string parameter = global("torch._utils", "_rebuild_parameter") + "(" + t + "\x88" + global("collections", "OrderedDict") + ")RtR";
+  const std::string parameter =
+      global("torch._utils", "_rebuild_parameter") + "(" + t + "\x88" + global("collections", "OrderedDict") + ")RtR";
   // An OrderedDict with _metadata set on it, under "state_dict" of a checkpoint.
-  const std::string state = global("collections", "OrderedDict") + ")R(" + text("w") + parameter + "u}(" + text("_metadata") + "Nub";
+  const std::string state =
+      global("collections", "OrderedDict") + ")R(" + text("w") + parameter + "u}(" + text("_metadata") + "Nub";
   const PickleFile f = open(dict({{"epoch", integer(3)}, {"state_dict", state}}));
   EXPECT_EQ(read(f, "w"), (std::vector<float>{0, 1}));
 }
@@ -139,7 +143,8 @@ void refused(ErrorCode code, std::initializer_list<std::string> parts, const std
 
 TEST(Pickle, RunsNothingAndRefusesByName) {
   const ErrorCode named = ErrorCode::unsupported, input = ErrorCode::input;
-  refused(named, {"x.bin", "posix.system", "nothing is run", "safetensors"}, global("posix", "system") + "(" + text("touch /tmp/x") + "tR");
+  refused(named, {"x.bin", "posix.system", "nothing is run", "safetensors"},
+          global("posix", "system") + "(" + text("touch /tmp/x") + "tR");
   refused(named, {"builtins.eval"}, text("builtins") + text("eval") + "\x93(" + text("1") + "tR");
   refused(named, {"torch._utils._rebuild_qtensor"}, dict({{"w", global("torch._utils", "_rebuild_qtensor") + "(tR"}}));
   refused(named, {"torch.QInt8Storage"}, dict({{"w", tensor("QInt8Storage", "0", 6, 0, {2}, {1})}}));
@@ -155,7 +160,8 @@ TEST(Pickle, RunsNothingAndRefusesByName) {
   refused(input, {"beyond the end of its storage"}, dict({{"w", tensor("FloatStorage", "0", 6, 0, {3, 2}, {3, 1})}}));
   refused(input, {"beyond the end of its storage"}, dict({{"w", tensor("FloatStorage", "0", 6, -1, {2}, {1})}}));
   refused(input, {"negative"}, dict({{"w", tensor("FloatStorage", "0", 6, 0, {-2}, {1})}}));
-  refused(input, {"more elements than its storage"}, dict({{"w", tensor("FloatStorage", "0", 6, 0, {1000, 1000, 1000}, {0, 0, 0})}}));
+  refused(input, {"more elements than its storage"},
+          dict({{"w", tensor("FloatStorage", "0", 6, 0, {1000, 1000, 1000}, {0, 0, 0})}}));
   refused(input, {"other dimensions than strides"}, dict({{"w", tensor("FloatStorage", "0", 6, 0, {2}, {1, 1})}}));
   refused(input, {"stack is empty"}, "0");
   refused(input, {"no mark"}, "t");
@@ -167,13 +173,17 @@ TEST(Pickle, RunsNothingAndRefusesByName) {
   expect_error(named, {"\"m/data.pkl\"", "compressed"}, [] { PickleFile(zip({{"m/data.pkl", "y"}}, 8), "x"); });
   expect_error(named, {"before version 1.6"}, [] { PickleFile("\x80\x02\x8a\x0al\xfc\x9c", "x"); });
   expect_error(input, {"expected a zip container"}, [] { PickleFile("hello", "x"); });
-  expect_error(named, {"big-endian"}, [] { PickleFile(zip({{"m/data.pkl", finish("}")}, {"m/byteorder", "big"}}), "x"); });
+  expect_error(named, {"big-endian"}, [] {
+    PickleFile(zip({{"m/data.pkl", finish("}")}, {"m/byteorder", "big"}}), "x");
+  });
   expect_error(input, {"stands twice"}, [] { PickleFile(zip({{"m/data.pkl", "y"}, {"m/data.pkl", "y"}}), "x"); });
 }
 
 TEST(Pickle, RandomDamageNeverCrashes) {
-  const std::string body = dict({{"whole", tensor("FloatStorage", "0", 6, 0, {2, 3}, {3, 1})}, {"turned", tensor("HalfStorage", "1", 6, 0, {3, 2}, {1, 3})}});
-  const std::string good = zip({{"m/data.pkl", finish(body)}, {"m/data/0", floats({0, 1, 2, 3, 4, 5})}, {"m/data/1", floats({0, 1, 2})}});
+  const std::string body = dict({{"whole", tensor("FloatStorage", "0", 6, 0, {2, 3}, {3, 1})},
+                                 {"turned", tensor("HalfStorage", "1", 6, 0, {3, 2}, {1, 3})}});
+  const std::string good =
+      zip({{"m/data.pkl", finish(body)}, {"m/data/0", floats({0, 1, 2, 3, 4, 5})}, {"m/data/1", floats({0, 1, 2})}});
   Random random{11};
   int accepted = 0;
   for (int i = 0; i < 30000; ++i) {
@@ -194,7 +204,9 @@ TEST(Pickle, RandomDamageNeverCrashes) {
 TEST(Pickle, ReadsShards) {
   const testing::ScratchDir dir;
   const auto shard = [&](const std::string& file, const std::string& name) {
-    put_file(dir.path() + "/" + file, zip({{"m/data.pkl", finish(dict({{name, tensor("FloatStorage", "0", 6, 0, {6}, {1})}}))}, {"m/data/0", floats({0, 1, 2, 3, 4, 5})}}));
+    put_file(dir.path() + "/" + file,
+             zip({{"m/data.pkl", finish(dict({{name, tensor("FloatStorage", "0", 6, 0, {6}, {1})}}))},
+                  {"m/data/0", floats({0, 1, 2, 3, 4, 5})}}));
   };
   shard("pytorch_model-1.bin", "a");
   shard("pytorch_model-2.bin", "b");

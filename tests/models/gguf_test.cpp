@@ -6,13 +6,13 @@
 #include <filesystem>
 #include <fstream>
 
+#include "kernels/kernel_table.h"
 #include "models/gguf_arch.h"
 #include "models/gguf_export.h"
 #include "models/gguf_model.h"
 #include "models/llama2c_export.h"
 #include "models/model.h"
 #include "models/model_source.h"
-#include "kernels/kernel_table.h"
 #include "models/transformer.h"
 #include "tensor/error.h"
 #include "tests/io/gguf_bytes.h"
@@ -115,7 +115,8 @@ void refused(ErrorCode code, const std::vector<std::string>& parts, F change) {
     ADD_FAILURE() << "accepted: " << parts[0];
   } catch (const Error& e) {
     EXPECT_EQ(static_cast<int>(e.code()), static_cast<int>(code)) << e.what();
-    for (const std::string& part : parts) EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << part << "\nin: " << e.what();
+    for (const std::string& part : parts)
+      EXPECT_NE(std::string(e.what()).find(part), std::string::npos) << part << "\nin: " << e.what();
   }
 }
 
@@ -127,15 +128,22 @@ void replace(std::string& where, const std::string& from, const std::string& to)
 }
 
 TEST(GgufModel, RefusesByName) {
-  refused(ErrorCode::unsupported, {"architecture", "mamba"}, [](GgufBytes& b) { replace(bytes_of_key(b), "llama", "mamba"); });
+  refused(ErrorCode::unsupported, {"architecture", "mamba"},
+          [](GgufBytes& b) { replace(bytes_of_key(b), "llama", "mamba"); });
   refused(ErrorCode::unsupported, {"general.type", "adapter"}, [](GgufBytes& b) { b.text("general.type", "adapter"); });
-  refused(ErrorCode::unsupported, {"rotary scaling", "spiral"}, [](GgufBytes& b) { b.text("llama.rope.scaling.type", "spiral"); });
-  refused(ErrorCode::unsupported, {"\"odd\"", "IQ4_XS"}, [](GgufBytes& b) { b.tensor("odd", {256}, 23, std::string(136, '\0')); });
+  refused(ErrorCode::unsupported, {"rotary scaling", "spiral"},
+          [](GgufBytes& b) { b.text("llama.rope.scaling.type", "spiral"); });
+  refused(ErrorCode::unsupported, {"\"odd\"", "IQ4_XS"},
+          [](GgufBytes& b) { b.tensor("odd", {256}, 23, std::string(136, '\0')); });
   refused(ErrorCode::input, {"not used", "odd"}, [](GgufBytes& b) { b.tensor("odd", {2}, 0, zeros(2)); });
-  refused(ErrorCode::input, {"blk.0.attn_k.weight", "its heads imply 4"}, [](GgufBytes& b) { b.tensors[3].dims = {4, 8}; });
+  refused(ErrorCode::input, {"blk.0.attn_k.weight", "its heads imply 4"}, [](GgufBytes& b) {
+    b.tensors[3].dims = {4, 8};
+  });
   refused(ErrorCode::input, {"up_proj", "missing"}, [](GgufBytes& b) { b.tensors[8].name = "blk.1.ffn_up.weight"; });
-  refused(ErrorCode::input, {"rope_freqs", "expected 2 numbers"}, [](GgufBytes& b) { b.tensor("rope_freqs.weight", {3}, 0, zeros(3)); });
-  refused(ErrorCode::input, {"rope_freqs", "positive"}, [](GgufBytes& b) { b.tensor("rope_freqs.weight", {2}, 0, zeros(2)); });
+  refused(ErrorCode::input, {"rope_freqs", "expected 2 numbers"},
+          [](GgufBytes& b) { b.tensor("rope_freqs.weight", {3}, 0, zeros(3)); });
+  refused(ErrorCode::input, {"rope_freqs", "positive"},
+          [](GgufBytes& b) { b.tensor("rope_freqs.weight", {2}, 0, zeros(2)); });
 }
 
 TEST(GgufModel, FactorsOfFrequenciesAreScaling) {
@@ -192,8 +200,9 @@ void there_and_back(const std::string& original) {
 TEST(GgufModel, FamiliesGoThereAndBack) {
   const std::string folder = shared_path("oracle/hf");
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << "not here: " << folder;
-  for (const char* name : {"llama_gqa_untied", "llama_mha_tied", "llama_attn_bias", "llama_rope_llama3", "qwen2", "gemma_mqa", "gpt2", "gpt_neox",
-                           "gpt_neox_sequential", "phi", "phi3", "stablelm", "falcon_mqa"})
+  for (const char* name :
+       {"llama_gqa_untied", "llama_mha_tied", "llama_attn_bias", "llama_rope_llama3", "qwen2", "gemma_mqa", "gpt2",
+        "gpt_neox", "gpt_neox_sequential", "phi", "phi3", "stablelm", "falcon_mqa"})
     there_and_back(folder + "/" + name);
 }
 
@@ -221,7 +230,8 @@ TEST(Llama2cExport, RoundTrip) {
   const std::string x((std::istreambuf_iterator<char>(a)), {}), y((std::istreambuf_iterator<char>(b)), {});
   ASSERT_EQ(x.size(), y.size());
   const Llama2cFile f(path);
-  const auto tables = static_cast<size_t>(f.max_seq_len * f.head_dim()) * 4;  // computed by another program: not compared
+  const auto tables =
+      static_cast<size_t>(f.max_seq_len * f.head_dim()) * 4;  // computed by another program: not compared
   EXPECT_EQ(x.substr(0, x.size() - tables), y.substr(0, y.size() - tables));
   // Its GGUF of other hands has the same rows.
   const std::string gguf = shared_path("data/models/stories260K/stories260K.gguf");

@@ -10,6 +10,7 @@
 #include "models/io/half.h"
 #include "models/llama2c_export.h"
 #include "models/model_source.h"
+#include "models/packed.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -24,24 +25,38 @@ using Json = nlohmann::ordered_json;
 
 struct ConvertOptions {
   CommonOptions common;
-  std::string model, out, to, dtype = "keep", tokenizer;
+  std::string model, out, to, dtype = "keep", tokenizer, spec = "int4-g128-asym";
   bool dry_run = false;
 };
 
-constexpr const char* kTargets = "safetensors, llama2c, gguf-f32, gguf-f16, gguf-bf16, gguf-q8_0, gguf-q4_0, gguf-q4_1, gguf-q4_k, gguf-q6_k";
+constexpr const char* kTargets =
+    "safetensors, llama2c, gguf-f32, gguf-f16, gguf-bf16, gguf-q8_0, gguf-q4_0, gguf-q4_1, gguf-q4_k, gguf-q6_k, "
+    "gptq, awq, compressed-tensors, int-quantized";
 
 // What stands beside the weights of a Hugging Face model and says nothing about their format.
-constexpr const char* kCompanions[] = {"tokenizer.json",     "tokenizer_config.json", "tokenizer.model", "vocab.json",         "merges.txt",
-                                       "vocab.txt",          "added_tokens.json",     "special_tokens_map.json", "generation_config.json",
-                                       "chat_template.jinja", "modules.json",         "sentence_bert_config.json", "1_Pooling/config.json"};
+constexpr const char* kCompanions[] = {"tokenizer.json",
+                                       "tokenizer_config.json",
+                                       "tokenizer.model",
+                                       "vocab.json",
+                                       "merges.txt",
+                                       "vocab.txt",
+                                       "added_tokens.json",
+                                       "special_tokens_map.json",
+                                       "generation_config.json",
+                                       "chat_template.jinja",
+                                       "modules.json",
+                                       "sentence_bert_config.json",
+                                       "1_Pooling/config.json"};
 
 class Convert {
  public:
   explicit Convert(const ConvertOptions& options) : o_(options), source_(options.model) {}
 
   int run() {
-    if (!o_.dry_run && o_.out.empty()) throw Error(ErrorCode::usage, "convert needs --out PATH", "or --dry-run to see the sizes only");
-    if (!o_.out.empty() && same_path(o_.model, o_.out)) throw Error(ErrorCode::usage, o_.out + ": would overwrite the model itself", "give another --out");
+    if (!o_.dry_run && o_.out.empty())
+      throw Error(ErrorCode::usage, "convert needs --out PATH", "or --dry-run to see the sizes only");
+    if (!o_.out.empty() && same_path(o_.model, o_.out))
+      throw Error(ErrorCode::usage, o_.out + ": would overwrite the model itself", "give another --out");
     started_ = seconds_now();
     if (o_.to == "safetensors")
       to_safetensors();
@@ -49,17 +64,23 @@ class Convert {
       to_llama2c();
     else if (o_.to.rfind("gguf-", 0) == 0)
       to_gguf(ggml_type_from_name(o_.to.substr(5)));
+    else if (o_.to == "gptq" || o_.to == "awq" || o_.to == "compressed-tensors" || o_.to == "int-quantized")
+      to_packed(parse_packed_format(o_.to, "--to"));
     else
-      throw Error(ErrorCode::usage, "--to " + quote_for_message(o_.to) + " is not known", std::string("choose one of ") + kTargets);
+      throw Error(ErrorCode::usage, "--to " + quote_for_message(o_.to) + " is not known",
+                  std::string("choose one of ") + kTargets);
     return report();
   }
 
  private:
   void only_keep() const {
-    if (o_.dtype != "keep") throw Error(ErrorCode::usage, "--dtype goes with --to safetensors only", "the format's name says the type");
+    if (o_.dtype != "keep")
+      throw Error(ErrorCode::usage, "--dtype goes with --to safetensors only", "the format's name says the type");
   }
 
-  std::unique_ptr<Progress> progress(uint64_t total) { return std::make_unique<Progress>(o_.common, "convert", static_cast<int64_t>(total), "bytes"); }
+  std::unique_ptr<Progress> progress(uint64_t total) {
+    return std::make_unique<Progress>(o_.common, "convert", static_cast<int64_t>(total), "bytes");
+  }
   void count(const std::string& type, uint64_t bytes) {
     types_[type].first += 1;
     types_[type].second += bytes;
@@ -74,7 +95,8 @@ class Convert {
     try {
       return default_tokenizer_path(o_.model);
     } catch (const Error&) {
-      warnings_.push_back(o_.model + ": no tokenizer lies beside it; the result has none (--tokenizer PATH gives it one)");
+      warnings_.push_back(o_.model +
+                          ": no tokenizer lies beside it; the result has none (--tokenizer PATH gives it one)");
       return {};
     }
   }
@@ -101,7 +123,9 @@ class Convert {
       if (bytes > sizes[most]) most = dtype;
     Json config = source_.json();
     config.erase("dtype");
-    config["torch_dtype"] = most == SafetensorsDtype::f16 ? "float16" : most == SafetensorsDtype::bf16 ? "bfloat16" : "float32";
+    config["torch_dtype"] = most == SafetensorsDtype::f16    ? "float16"
+                            : most == SafetensorsDtype::bf16 ? "bfloat16"
+                                                             : "float32";
     SafetensorsWriter writer(join_path(o_.out, "model.safetensors"));
     writer.set_metadata("format", "pt");
     for (const SourceTensor& t : source_.tensors()) writer.declare(t.name, target(t), t.shape);
@@ -120,7 +144,8 @@ class Convert {
         } else {
           std::vector<uint16_t> half(values.size());
           for (size_t i = 0; i < half.size(); ++i)
-            half[i] = dtype == SafetensorsDtype::f16 ? io_detail::f32_to_f16(values[i]) : io_detail::f32_to_bf16(values[i]);
+            half[i] =
+                dtype == SafetensorsDtype::f16 ? io_detail::f32_to_f16(values[i]) : io_detail::f32_to_bf16(values[i]);
           writer.write(t.name, half.data(), half.size() * sizeof(uint16_t));
         }
         done += values.size() * static_cast<size_t>(safetensors_dtype_bits(dtype)) / 8;
@@ -157,7 +182,37 @@ class Convert {
     const std::string tokens = tokenizer();
     if (o_.dry_run) return;
     const auto bar = progress(bytes_);
-    for (std::string& w : out.write(o_.out, tokens, [&](uint64_t done) { bar->update(static_cast<int64_t>(done)); })) warnings_.push_back(std::move(w));
+    for (std::string& w : out.write(o_.out, tokens, [&](uint64_t done) { bar->update(static_cast<int64_t>(done)); }))
+      warnings_.push_back(std::move(w));
+  }
+
+  // Through a loaded model, whose plain weights stay mapped.
+  void to_packed(PackedFormat format) {
+    only_keep();
+    Session session(o_.common);
+    LoadOptions load;
+    load.budget = &session.budget();
+    const Model model = load_model(o_.model, session.kernels(), load);
+    for (const std::string& w : model.warnings) warnings_.push_back(w);
+    const std::string tokens = tokenizer();
+    PackedOptions options;
+    options.format = format;
+    options.spec = parse_weight_spec(o_.spec, "--spec");
+    options.threads = session.threads();
+    options.dry_run = o_.dry_run;
+    int64_t modules = 0;
+    for (const SourceTensor& t : source_.tensors()) modules += t.layer >= 0 && t.shape.size() == 2;
+    Progress bar(o_.common, "convert", modules, "linears");
+    int64_t done = 0;
+    options.progress = [&](const std::string&) { bar.update(done++); };
+    if (!o_.dry_run) make_directories(o_.out);
+    const PackedReport r = write_quantized(o_.out, model, session.kernels(), base_config(model), options);
+    count(o_.to, static_cast<uint64_t>(r.bytes));
+    packed_ = {{"kept", r.kept}, {"rounded", r.rounded}, {"requantized", r.requantized.size()}};
+    if (!r.requantized.empty())
+      warnings_.push_back(fmt::format("{} linears were rounded again, since {} cannot hold their codes: {}",
+                                      r.requantized.size(), o_.to, r.requantized[0]));
+    if (!o_.dry_run) copy_companions(tokens);
   }
 
   void to_llama2c() {
@@ -184,6 +239,7 @@ class Convert {
                   {"source_bytes", source_.file_bytes()},
                   {"bytes", bytes_},
                   {"types", types},
+                  {"linears", packed_},
                   {"dry_run", o_.dry_run},
                   {"seconds", seconds_now() - started_},
                   {"peak_rss_bytes", peak_rss_bytes()},
@@ -193,10 +249,12 @@ class Convert {
     for (const std::string& w : warnings_) warn(w);
     std::string text;
     for (const auto& [name, entry] : types_)
-      text += fmt::format("{:8} {:6} tensor{} {:10.1f} MB\n", name, entry.first, entry.first == 1 ? " " : "s", double(entry.second) / 1e6);
+      text += fmt::format("{:8} {:6} tensor{} {:10.1f} MB\n", name, entry.first, entry.first == 1 ? " " : "s",
+                          double(entry.second) / 1e6);
     text += fmt::format("{}: {} ({:.1f} MB) -> {} ({:.1f} MB){}\n", source_.config().family,
-                        source_.quantization().empty() ? source_.container() : source_.quantization(), double(source_.file_bytes()) / 1e6,
-                        o_.dry_run || o_.out.empty() ? o_.to : o_.out, double(bytes_) / 1e6, o_.dry_run ? ", nothing written" : "");
+                        source_.quantization().empty() ? source_.container() : source_.quantization(),
+                        double(source_.file_bytes()) / 1e6, o_.dry_run || o_.out.empty() ? o_.to : o_.out,
+                        double(bytes_) / 1e6, o_.dry_run ? ", nothing written" : "");
     write_stdout(text);
     return 0;
   }
@@ -206,6 +264,7 @@ class Convert {
   std::map<std::string, std::pair<int64_t, uint64_t>> types_;
   uint64_t bytes_ = 0;
   std::vector<std::string> warnings_;
+  Json packed_ = nullptr;
   double started_ = 0;
 };
 
@@ -219,9 +278,15 @@ void add_convert(CLI::App& app, Run* run) {
   command->add_option("--model", options->model, "Hugging Face directory, GGUF file or llama2.c .bin file")->required();
   command->add_option("--out", options->out, "directory (safetensors) or file (gguf, llama2c)");
   command->add_option("--to", options->to, std::string("one of ") + kTargets)->required();
-  command->add_option("--dtype", options->dtype, "safetensors: keep (default), f32, f16 or bf16; quantized weights are kept as f16")
+  command
+      ->add_option("--dtype", options->dtype,
+                   "safetensors: keep (default), f32, f16 or bf16; quantized weights are kept as f16")
       ->check(CLI::IsMember({"keep", "f32", "f16", "bf16"}));
-  command->add_option("--tokenizer", options->tokenizer, "its tokenizer, where it does not lie beside the model; none: leave it out");
+  command->add_option(
+      "--spec", options->spec,
+      "gptq, awq and the like: the grid of weights that are not quantized yet (default int4-g128-asym)");
+  command->add_option("--tokenizer", options->tokenizer,
+                      "its tokenizer, where it does not lie beside the model; none: leave it out");
   command->add_flag("--dry-run", options->dry_run, "say the sizes, write nothing");
   command->callback([options, run] { *run = [options] { return Convert(*options).run(); }; });
 }
