@@ -107,14 +107,18 @@ void GgufExport::plan() {
     two_norms = two_norms || t.name.find(".ln_attn.") != std::string::npos;
   const std::vector<GgufName>& names = gguf_names(*arch_, two_norms);
   std::map<std::string, size_t> index;
+  const std::string prefix = source_.family().optional_prefix;
   for (const SourceTensor& t : source_.tensors()) {
+    if (t.name.find("pooler.dense.") != std::string::npos)
+      continue;  // embeddings do not use it, and GGUF has no name for it
     std::string suffix = ends_with(t.name, ".weight") ? ".weight" : ends_with(t.name, ".bias") ? ".bias" : "";
     const std::string bare = t.name.substr(0, t.name.size() - suffix.size());
     std::vector<int64_t> numbers;
     const GgufName* row = nullptr;
     for (const GgufName& n : names) {
       if (n.change == GgufChange::only_q || n.change == GgufChange::only_k || n.change == GgufChange::only_v) continue;
-      if (match(n.hf, bare, &numbers)) {
+      const bool prefixed = bare.rfind(prefix, 0) == 0;  // names of the table stand without it where files do, too
+      if (match(n.hf, bare, &numbers) || (prefixed && match(n.hf, bare.substr(prefix.size()), &numbers))) {
         row = &n;
         break;
       }

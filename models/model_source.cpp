@@ -168,7 +168,14 @@ void ModelSource::list_tensors() {
       t.stored = name;
       t.dtype = dtype;
     };
-    for (const std::string& name : {t.name, bare}) {
+    std::vector<std::string> spellings = {t.name, bare};
+    for (const NameAlias& alias : family_->aliases) {
+      const std::string end = alias.name;
+      for (const std::string& name : {t.name, bare})
+        if (name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0)
+          spellings.push_back(name.substr(0, name.size() - end.size()) + alias.in_file);
+    }
+    for (const std::string& name : spellings) {
       const GgufModel::Entry* entry = gguf_ ? gguf_->find_entry(name) : nullptr;  // does not make the tensor
       if (entry && ggml_is_plain(entry->tensor->type)) {
         plain(name, entry->shape, ggml_plain_dtype(entry->tensor->type));
@@ -181,6 +188,22 @@ void ModelSource::list_tensors() {
       }
       if (!t.stored.empty()) break;
     }
+    if (t.stored.empty() && rule.other.name && role_is_expert(rule.roles[0]) && !gguf_) {
+      TensorRule renamed = rule;
+      renamed.name = rule.other.name;
+      const std::string name = rule_name(renamed, layer);
+      if (const TensorView v = tensors_->find_view(name)) {
+        if (v.info->shape != std::vector<int64_t>{config_.n_experts, rule.other.parts * shape[0], shape[1]})
+          throw Error(ErrorCode::input,
+                      fmt::format("{}: tensor {} has another shape than config.json implies", path_, name),
+                      "config.json and the weights belong to different models, or one of them is damaged");
+        t.stored = name;
+        t.dtype = v.info->dtype;
+        t.slice = expert_of(layer) * rule.other.parts + rule.other.part;
+        t.slices = config_.n_experts * rule.other.parts;
+      }
+    }
+    if (t.stored.empty() && (rule.roles[0] == Role::pooler_w || rule.roles[0] == Role::pooler_b)) return;
     if (t.stored.empty())
       throw Error(ErrorCode::input, fmt::format("{}: tensor {} is missing", path_, t.name),
                   "the file does not hold all weights that its config promises; download it again or fix the config");
@@ -191,7 +214,14 @@ void ModelSource::list_tensors() {
 TensorView ModelSource::view(const SourceTensor& t) const {
   THIMBLE_CHECK(!t.coded);
   if (gguf_) gguf_->forget_views();
-  return tensors_->view(t.stored);
+  TensorView v = tensors_->view(t.stored);
+  if (t.slice < 0) return v;
+  sliced_ = *v.info;
+  sliced_.shape = t.shape;
+  sliced_.bytes /= static_cast<uint64_t>(t.slices);
+  v.data += sliced_.bytes * static_cast<uint64_t>(t.slice);
+  v.info = &sliced_;
+  return v;
 }
 
 CodedLinear ModelSource::read_codes(const SourceTensor& t) const {

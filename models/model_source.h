@@ -24,7 +24,8 @@ struct SourceTensor {
 
   const TensorRule* rule = nullptr;
   int64_t layer = -1, block = 0;
-  std::string stored;  // the name in the file; of a coded one the module
+  std::string stored;              // the name in the file; of a coded one the module
+  int64_t slice = -1, slices = 1;  // a part of a tensor of several experts; -1: all of it
 };
 
 class GgufModel;
@@ -62,6 +63,7 @@ class ModelSource {
   std::unique_ptr<CodedSource> own_coded_;
   const CodedSource* coded_ = nullptr;
   std::vector<SourceTensor> list_;
+  mutable TensorInfo sliced_;
 };
 
 // A llama2.c file under Hugging Face's names, the rows of q and k in Hugging Face's order.
