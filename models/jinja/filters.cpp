@@ -315,15 +315,15 @@ Value round_value(Interpreter& in, const Value& v, Take& take, const Arguments&)
   if (method != "common") in.meter.fail("round: the method is common, ceil or floor");
   if (v.is_integral() && precision >= 0) return Value::integer(v.integer());
   if (v.is_integral()) {
-    __int128 scale = 1;
+    int64_t scale = 1;
     for (int64_t i = 0; i < -precision; ++i) scale *= 10;
-    const __int128 n = v.integer();
-    __int128 down = n / scale * scale;
-    if (n < 0 && down != n) down -= scale;
-    const __int128 rest = (n - down) * 2;
-    if (rest > scale || (rest == scale && (down / scale) % 2 != 0)) down += scale;
-    if (down > INT64_MAX || down < INT64_MIN) in.meter.fail("an integer exceeds 64 bits");
-    return Value::integer(static_cast<int64_t>(down));
+    const int64_t n = v.integer();
+    int64_t rest = n % scale, out = n - rest;  // towards zero; then to the nearer, or to the even one of two
+    const bool negative = rest < 0;
+    if (negative) rest = -rest;
+    if (rest * 2 > scale || (rest * 2 == scale && (out / scale) % 2 != 0))
+      if (__builtin_add_overflow(out, negative ? -scale : scale, &out)) in.meter.fail("an integer exceeds 64 bits");
+    return Value::integer(out);
   }
   if (!std::isfinite(v.number())) return v;
   if (precision >= 0) return Value::real(std::strtod(fmt::format("{:.{}f}", v.number(), precision).c_str(), nullptr));

@@ -31,12 +31,11 @@ Value range(Interpreter& in, const Arguments& arguments) {
   const int64_t begin = second ? first.integer() : 0, end = second ? second->integer() : first.integer();
   const int64_t step = third ? third->integer() : 1;
   if (step == 0) in.meter.fail("range() with step 0");
-  const auto width = static_cast<unsigned __int128>(
-      step > 0 ? std::max<__int128>(0, __int128{end} - begin) : std::max<__int128>(0, __int128{begin} - end));
-  const auto stride = static_cast<unsigned __int128>(step > 0 ? __int128{step} : -__int128{step});
-  const unsigned __int128 count = (width + stride - 1) / stride;
-  if (count > static_cast<unsigned __int128>(kMaxRange))
-    in.meter.fail(fmt::format("range() of more than {} numbers", kMaxRange));
+  const bool any = step > 0 ? begin < end : begin > end;
+  const auto low = static_cast<uint64_t>(step > 0 ? begin : end), high = static_cast<uint64_t>(step > 0 ? end : begin);
+  const uint64_t stride = step > 0 ? static_cast<uint64_t>(step) : uint64_t{0} - static_cast<uint64_t>(step);
+  const uint64_t count = any ? (high - low - 1) / stride + 1 : 0;
+  if (count > static_cast<uint64_t>(kMaxRange)) in.meter.fail(fmt::format("range() of more than {} numbers", kMaxRange));
   in.meter.bytes(static_cast<int64_t>(count) * static_cast<int64_t>(sizeof(Value)));
   List out;
   for (int64_t k = 0; k < static_cast<int64_t>(count); ++k) out.push_back(Value::integer(begin + k * step));

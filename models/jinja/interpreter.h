@@ -22,7 +22,7 @@ using ScopePtr = std::shared_ptr<Scope>;
 
 class Interpreter {
  public:
-  Interpreter(Meter& meter, const RenderOptions& options) : meter(meter), options_(options) {}
+  Interpreter(Meter& counts, const RenderOptions& options) : meter(counts), options_(options) {}
   ~Interpreter();
   Interpreter(const Interpreter&) = delete;
   Interpreter& operator=(const Interpreter&) = delete;

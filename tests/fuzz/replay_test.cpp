@@ -72,8 +72,8 @@ TEST_P(Fuzz, DamagedSeeds) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, Fuzz, ::testing::ValuesIn(targets()),
-                         [](const ::testing::TestParamInfo<Target>& info) { return std::string(info.param.name); });
+std::string name_of(const ::testing::TestParamInfo<Target>& target) { return target.param.name; }
+INSTANTIATE_TEST_SUITE_P(Targets, Fuzz, ::testing::ValuesIn(targets()), name_of);
 
 // Inputs of a target that no longer exists would never be read.
 TEST(FuzzFolders, BelongToTargets) {

@@ -36,8 +36,8 @@ struct Options {
 
 constexpr int64_t kDefaultContext = 4096;  // models name up to millions, whose cache would not fit
 
-volatile sig_atomic_t interrupted = 0;
-void on_interrupt(int) { interrupted = 1; }
+volatile sig_atomic_t stop_asked = 0;
+void on_interrupt(int) { stop_asked = 1; }
 
 // While it exists, Ctrl-C sets a flag and system calls return early.
 class InterruptGuard {
@@ -45,7 +45,7 @@ class InterruptGuard {
   InterruptGuard() {
     struct sigaction action {};
     action.sa_handler = on_interrupt;
-    interrupted = 0;
+    stop_asked = 0;
     ::sigaction(SIGINT, &action, &before_);
   }
   ~InterruptGuard() { ::sigaction(SIGINT, &before_, nullptr); }
@@ -73,8 +73,8 @@ class LineReader {
       char bytes[4096];
       const ssize_t n = ::read(0, bytes, sizeof(bytes));
       if (n < 0 && errno == EINTR) {
-        if (!interrupted) continue;
-        interrupted = 0;
+        if (!stop_asked) continue;
+        stop_asked = 0;
         buffer_.clear();
         return Result::interrupted;
       }
@@ -283,8 +283,8 @@ class Chat {
         turn->stop_reason = "stop";
         break;
       }
-      if (interrupted) {
-        interrupted = 0;
+      if (stop_asked) {
+        stop_asked = 0;
         turn->stop_reason = "interrupted";
         break;
       }
@@ -390,7 +390,7 @@ void talk(const Options& o, Chat& chat) {
         if (!command(o, chat, text)) return;
         continue;
       }
-      interrupted = 0;
+      stop_asked = 0;
       const Turn& turn = chat.answer(text, [](const std::string& piece) { write_stdout(piece); });
       write_stdout("\n");
       if (turn.stop_reason == "interrupted") say(o.common, "(stopped)");
