@@ -1,5 +1,11 @@
 // thimble chat as scripts see it: turns from options and from a pipe, the cache between turns, full contexts, stops.
+#include <poll.h>
+#include <pty.h>
+#include <signal.h>
+#include <sys/wait.h>
+
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 
 #include "tests/tools/small_model.h"
@@ -71,16 +77,14 @@ TEST_F(ChatTest, TurnsFromOptions) {
 TEST_F(ChatTest, ACachedTurnEqualsAFreshOne) {
   const Json j = run(model(), {"--message", "a red boat", "--message", "the gull", "--message", "home", "--json"});
   ASSERT_EQ(j["turns"].size(), 3u);
-  const Tokenizer tokenizer = Tokenizer::load(model());
-  for (const Json& t : j["turns"]) {
-    DecodeOptions with_special;
-    const std::string prompt = tokenizer.decode(t["prompt_ids"].get<std::vector<int32_t>>(), with_special);
-    put_file(scratch_ / "prompt.txt", prompt);
-    // The template writes BOS; generate would add one in front.
-    put_file(scratch_ / "t.jinja", "{{ messages[0].content }}");
-    const Json fresh = run(model(), {"--template", scratch_ / "t.jinja", "--message", prompt, "--json"});
-    EXPECT_EQ(fresh["turns"][0]["prompt_ids"], t["prompt_ids"]);
-    EXPECT_EQ(fresh["turns"][0]["ids"], t["ids"]);
+  put_file(scratch_ / "t.jinja", std::string("{% set messages = history + messages %}") + kTemplate);
+  for (size_t i = 0; i < 3; ++i) {
+    const Json history(std::vector<Json>(j["messages"].begin(), j["messages"].begin() + static_cast<long>(2 * i)));
+    const Json fresh = run(model(), {"--template", scratch_ / "t.jinja", "--template-arg", "history=" + history.dump(), "--message",
+                                     j["messages"][2 * i]["content"].get<std::string>(), "--json"});
+    EXPECT_EQ(fresh["turns"][0]["cached_tokens"], 0);
+    EXPECT_EQ(fresh["turns"][0]["prompt_ids"], j["turns"][i]["prompt_ids"]);
+    EXPECT_EQ(fresh["turns"][0]["ids"], j["turns"][i]["ids"]);
   }
 }
 
@@ -178,6 +182,75 @@ TEST_F(ChatTest, GenerateCanWriteOneTurn) {
   const Json g = expect_json(r, "thimble.generate/1");
   EXPECT_EQ(g["prompt_ids"], j["prompt_ids"]);
   EXPECT_EQ(g["ids"], j["turns"][0]["ids"]);
+}
+
+// A terminal: commands, and Ctrl-C, which ends an answer that would go on for minutes but not the conversation.
+TEST_F(ChatTest, OnATerminal) {
+  const std::string dir = scratch_ / "endless";
+  std::filesystem::create_directory(dir);
+  SmallModel m;
+  m.positions = 200000;
+  m.uniform = true;  // always the first token, which ends nothing
+  write_small_model(dir, m);
+  put_file(dir + "/chat_template.jinja", kTemplate);
+  const std::string program = std::string(THIMBLE_BINARY_DIR) + "/bin/thimble";
+  int fd = -1;
+  const pid_t child = ::forkpty(&fd, nullptr, nullptr, nullptr);
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::execl(program.c_str(), "thimble", "chat", "--model", dir.c_str(), "--ctx", "150000", "--max-tokens", "140000", "--threads", "1",
+            static_cast<char*>(nullptr));
+    ::_exit(127);
+  }
+  std::string all;
+  const auto comes = [&](const std::string& word, int seconds) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
+    while (all.find(word) == std::string::npos && std::chrono::steady_clock::now() < end) {
+      pollfd p{fd, POLLIN, 0};
+      if (::poll(&p, 1, 200) <= 0) continue;
+      char bytes[4096];
+      const ssize_t n = ::read(fd, bytes, sizeof(bytes));
+      if (n <= 0) break;
+      all.append(bytes, static_cast<size_t>(n));
+    }
+    const bool found = all.find(word) != std::string::npos;
+    if (found) all.clear();
+    return found;
+  };
+  const auto wait_for = [&](const std::string& word) {
+    const bool found = comes(word, 60);
+    EXPECT_TRUE(found) << "no \"" << word << "\" in: " << all.substr(0, 2000);
+    return found;
+  };
+  const auto type = [&](const std::string& text) { EXPECT_EQ(::write(fd, text.data(), text.size()), ssize_t(text.size())); };
+  bool good = wait_for("> ");
+  // Ctrl-C also empties the terminal's input: on a busy machine the message may not have been read yet.
+  bool stopped = false;
+  for (int i = 0; i < 10 && !stopped; ++i) {
+    type("go on\n");
+    ::usleep(300'000);
+    type("\x03");
+    stopped = comes("(stopped)", 6);
+  }
+  EXPECT_TRUE(stopped);
+  type("/system Be brief.\n");
+  good = good && wait_for("new conversation");
+  const std::string saved = scratch_ / "saved.json";
+  type("/save " + saved + "\n");
+  good = good && wait_for("written to");
+  type("/exit\n");
+  int status = -1;
+  for (int i = 0; i < 300 && ::waitpid(child, &status, WNOHANG) == 0; ++i) ::usleep(100'000);
+  if (status == -1) {
+    ::kill(child, SIGKILL);
+    ::waitpid(child, &status, 0);
+  }
+  ::close(fd);
+  EXPECT_TRUE(good);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  const Json messages = Json::parse(get_file(saved))["messages"];
+  ASSERT_EQ(messages.size(), 1u);
+  EXPECT_EQ(messages[0]["content"], "Be brief.");
 }
 
 TEST_F(ChatTest, HelpAndCompletionKnowIt) {
