@@ -122,7 +122,7 @@ void add_tokenize(CLI::App& app, Run* run) {
       "Exactly one of --text, --file, --ids and --check. Prints the ids on one line, or the decoded text. --check reads lines\n"
       "{\"text\", \"ids\", \"ids_nospecial\", \"decoded\", \"decoded_skip_special\"} and ends with status 7 when one differs.");
   auto o = std::make_shared<TokenizeOptions>();
-  command->add_option("--tokenizer", o->tokenizer, "tokenizer.json, tokenizer.model, tok*.bin, vocab.json, or a directory with one")->required();
+  command->add_option("--tokenizer", o->tokenizer, "tokenizer.json, vocab.json, *.model, *.tiktoken, vocab.txt, *.gguf, tok*.bin, or a directory with one")->required();
   o->text_given = command->add_option("--text", o->text, "the text to encode");
   o->file_given = command->add_option("--file", o->file, "a file with the text to encode; - is standard input");
   o->ids_given = command->add_option("--ids", o->ids, "ids to decode, separated by commas or spaces");
