@@ -49,6 +49,7 @@ Spec read_config(const nlohmann::json& json) {
   };
   if (f == "llama" || f == "mistral" || f == "mixtral" || f == "qwen2" || f == "qwen3" || f == "phi3" || f == "olmo2") {
     read_plain(k, &s);
+    if (f == "mixtral" || f == "phi3" || f == "olmo2") s.eps = k.number("rms_norm_eps", 1e-5);  // the others' classes say 1e-6
     if (f == "mistral" || f == "mixtral" || f == "phi3") s.window = k.integer("sliding_window", 0);
     if (f == "qwen2" || f == "qwen3") {
       if (k.flag("use_sliding_window", false)) s.window = k.integer("sliding_window", 0);
@@ -95,6 +96,7 @@ Spec read_config(const nlohmann::json& json) {
   } else if (f == "phi") {
     read_plain(k, &s);
     layer_norm();
+    s.eps = k.number("layer_norm_eps", 1e-5);
     s.residual = Residual::parallel;
     s.one_norm = true;
     s.gated = false;
@@ -221,6 +223,8 @@ Spec read_config(const nlohmann::json& json) {
   } else {
     refuse("no family " + f);
   }
+  if (json.contains("layer_types"))  // of newer configs, instead of a rule
+    s.slides = [types = json["layer_types"]](int64_t l) { return types[at(l)] == "sliding_attention"; };
   if (s.embed_dim == 0) s.embed_dim = s.hidden;
   if (s.rope && s.rope_dims == 0) s.rope_dims = s.dim;
   if (s.score_scale == 0) s.score_scale = 1 / std::sqrt(double(s.dim));
