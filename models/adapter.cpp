@@ -106,7 +106,7 @@ void Adapter::add_lora(const Model& model, const KernelTable& kernels, const Ten
   Entry b{key + ".lora_B.weight", {0, rank}, Part::lora_b, &rule, layer, true};
   Entry m{key + ".lora_magnitude_vector", {0}, Part::magnitude, &rule, layer, true, true};
   for (Role role : rule.roles) {
-    AdapterModule& part = modules_[size_t(layer)][size_t(role)];
+    AdapterModule& part = module_at(layer, role);
     const int64_t rows = role_shape(model_, role).rows;
     part.lora_a = a.parts[0];
     part.lora_b = make(rows, rank);
@@ -196,7 +196,7 @@ void Adapter::add_ia3(const TensorRule& rule, int64_t layer, const std::string& 
   Entry e{kRoot + module + ".ia3_l", {}, Part::ia3, &rule, layer, !input, !input};
   int64_t rows = 0;
   for (Role role : rule.roles) {
-    AdapterModule& m = modules_[size_t(layer)][size_t(role)];
+    AdapterModule& m = module_at(layer, role);
     const RoleShape s = role_shape(model_, role);
     m.ia3_input = input;
     m.ia3 = input && !e.parts.empty() ? e.parts[0] : make(1, input ? s.cols : s.rows);
@@ -251,12 +251,13 @@ void Adapter::add_whole(const TensorRule& rule, int64_t layer, const std::string
 // PEFT trains every bias of the base (all), or those of the modules that it adapts (lora_only).
 void Adapter::add_biases(const Model& model) {
   for (const TensorRule& rule : model.family->tensors) {
-    const int64_t copies = role_is_layer(rule.roles[0]) ? model_.n_layers : 1;
+    if (rule_blocks(model_, rule) == 0) continue;
+    const int64_t copies = role_is_layer(rule.roles[0]) ? model_.n_layers : 1;  // biases of experts there are none
     for (int64_t layer = 0; layer < copies; ++layer) {
       const std::string name = rule_name(rule, layer);
       const std::string end = ".bias";
       if (name.size() <= end.size() || name.compare(name.size() - end.size(), end.size(), end) != 0) continue;
-      if (rule_blocks(model_, rule) == 0 || replaced_.count({rule.roles[0], layer})) continue;
+      if (replaced_.count({rule.roles[0], layer})) continue;
       const std::string module = name.substr(0, name.size() - end.size());
       const bool targeted = config_.selects(module) && std::any_of(entries_.begin(), entries_.end(), [&](const Entry& e) {
                               return e.part == Part::lora_a && e.key == kRoot + module + ".lora_A.weight";
@@ -292,13 +293,13 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
     for (const TensorRule& rule : model.family->tensors) {
       if (!role_is_layer(rule.roles[0]) && layer > 0) continue;
       const RoleShape s = role_shape(model_, rule.roles[0]);
-      const std::string module = module_path(rule, layer);
-      if (module.empty() || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head) || s.vector) continue;
-      if (layer == 0 && is_linear(rule.roles[0])) linears += (linears.empty() ? "" : ", ") + module;
-      const int64_t experts = role_is_expert(rule.roles[0]) ? model_.n_experts : 1;
-      for (int64_t e = 0; e < experts; ++e) {
-        const std::string one = experts > 1 ? module_path(rule, expert_place(layer, e)) : module;
-        if (config_.selects(one)) build_module(model, kernels, rule, layer, one);
+      if ((rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head) || s.vector) continue;
+      for (int64_t expert = 0; expert < (role_is_expert(rule.roles[0]) ? model_.n_experts : 1); ++expert) {
+        const int64_t place = expert_place(layer, expert);
+        const std::string module = module_path(rule, place);
+        if (module.empty()) continue;
+        if (place == 0 && is_linear(rule.roles[0])) linears += (linears.empty() ? "" : ", ") + module;
+        if (config_.selects(module)) build_module(model, kernels, rule, place, module);
       }
     }
   if (entries_.empty())
@@ -306,7 +307,7 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
                 "the adapter belongs to another model; modules of layer 0: " + linears);
   std::set<std::string> found;
   if (!config_.modules_to_save.empty())
-    for (const TensorRule& rule : model.family->tensors)
+    for (const TensorRule& rule : model.family->tensors) {
       for_each_place(model_, rule.roles[0], [&](int64_t layer) {
         const std::string name = rule_name(rule, layer);
         if (!config_.saves(name) || (rule_blocks(model_, rule) == 0 && rule.roles[0] != Role::lm_head)) return;
@@ -320,6 +321,7 @@ void Adapter::build(const Model& model, const KernelTable& kernels) {
           if (one.saves(name)) found.insert(n);
         }
       });
+    }
   for (const std::string& n : config_.modules_to_save)
     if (!found.count(n))
       throw Error(ErrorCode::input, fmt::format("{}: the base model has no module {}", field("modules_to_save"), quote_for_message(n)),
@@ -337,36 +339,37 @@ void Adapter::choose_targets(const Model& model, const std::string& targets) {
   std::string modules;
   std::vector<std::string> paths, names, ends;
   std::set<std::string> last_parts;
-  for (int64_t layer = 0; layer < model_.n_layers; ++layer)
-    for (const TensorRule& rule : model.family->tensors) {
-      if (!is_linear(rule.roles[0]) || rule_blocks(model_, rule) == 0) continue;
-      const std::string module = module_path(rule, layer);
-      if (layer == 0) modules += (modules.empty() ? "" : ", ") + module;
+  for (const TensorRule& rule : model.family->tensors) {
+    if (!is_linear(rule.roles[0]) || rule_blocks(model_, rule) == 0) continue;
+    for_each_place(model_, rule.roles[0], [&](int64_t place) {
+      const std::string module = module_path(rule, place);
+      if (place == 0) modules += (modules.empty() ? "" : ", ") + module;
       const bool hit = all || (targets.empty() ? std::any_of(rule.roles.begin(), rule.roles.end(),
                                                              [&](Role r) { return std::find(defaults.begin(), defaults.end(), r) != defaults.end(); })
                                                : pattern.found_in(module));
-      if (!hit) continue;
+      if (!hit) return;
       paths.push_back(module);
       last_parts.insert(module.substr(module.rfind('.') + 1));
-      if (ia3 && rule.roles[0] == Role::down_w) {
+      if (ia3 && (rule.roles[0] == Role::down_w || rule.roles[0] == Role::expert_down_w)) {
         const std::string own = own_suffix(model, rule);
         if (std::find(ends.begin(), ends.end(), own) == ends.end()) ends.push_back(own);
       }
-    }
+    });
+  }
   if (paths.empty())
     throw Error(ErrorCode::usage, fmt::format("--targets: \"{}\" matches no linear layer of this model", targets),
                 "modules of layer 0: " + modules);
   const ModuleNames suffixes(std::vector<std::string>(last_parts.begin(), last_parts.end()));
   size_t expressed = 0;
-  for (int64_t layer = 0; layer < model_.n_layers; ++layer)
-    for (const TensorRule& rule : model.family->tensors)
-      if (is_linear(rule.roles[0]) && rule_blocks(model_, rule) > 0 && suffixes.matches(module_path(rule, layer))) ++expressed;
+  for (const TensorRule& rule : model.family->tensors)
+    if (is_linear(rule.roles[0]) && rule_blocks(model_, rule) > 0)
+      for_each_place(model_, rule.roles[0], [&](int64_t place) { expressed += suffixes.matches(module_path(rule, place)); });
   config_.targets = expressed == paths.size() ? suffixes : ModuleNames(paths);
   if (ia3) config_.feedforward = ModuleNames(ends);
 }
 
 Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& o, MemoryBudget* budget)
-    : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
+    : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers * std::max<int64_t>(1, model.config.n_experts))), store_(budget) {
   config_.kind = o.kind;
   config_.rank = o.rank;
   config_.alpha = o.alpha;
@@ -428,7 +431,7 @@ void Adapter::initialise(const Model& model, const KernelTable& kernels, uint64_
 // ---- files ----
 
 Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::string& path, MemoryBudget* budget)
-    : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers)), store_(budget) {
+    : model_(model.config), modules_(static_cast<size_t>(model.config.n_layers * std::max<int64_t>(1, model.config.n_experts))), store_(budget) {
   if (!is_directory(path) && file_exists(path) && GgufFile::present(path)) {
     path_ = path;
     GgufAdapter gguf = read_gguf_adapter(model, path);

@@ -75,9 +75,8 @@ class Adapter {
   const std::vector<std::string>& warnings() const { return config_.warnings; }
   int64_t n_virtual() const { return config_.n_virtual; }
   double dropout() const { return config_.dropout; }
-  const AdapterModule& module(int64_t layer, Role role) const {
-    return modules_[static_cast<size_t>(layer)][static_cast<size_t>(role)];
-  }
+  // layer: a place (weights.h), for modules of experts.
+  const AdapterModule& module(int64_t layer, Role role) const { return const_cast<Adapter*>(this)->module_at(layer, role); }
   // LoRA of the token embedding: lora_a [vocab, rank] and lora_b [embed_dim, rank]; null pointers without one.
   const AdapterModule& embedding() const { return embedding_; }
   Weight* prompt() { return prompt_; }  // prompt: [n, embed_dim]; prefix: [n, 2 * layers * kv_cols]
@@ -123,6 +122,9 @@ class Adapter {
     bool optional = false, frozen = false;
     std::vector<Weight*> parts = {};
   };
+  AdapterModule& module_at(int64_t place, Role role) {
+    return modules_[static_cast<size_t>(expert_of(place) * model_.n_layers + layer_of(place))][static_cast<size_t>(role)];
+  }
   std::string field(const std::string& name) const;  // for messages: of the configuration, or the command's option
   Weight* make(int64_t rows, int64_t cols);
   void build(const Model& model, const KernelTable& kernels);

@@ -233,6 +233,11 @@ void write_gguf_adapter(const Model& model, const Adapter& adapter, const std::s
   for (int64_t layer = 0; layer < c.n_layers; ++layer)
     for (const TensorRule& rule : model.family->tensors) {
       const std::string module = module_path(rule, layer);
+      if (role_is_expert(rule.roles[0]) || rule.roles[0] == Role::router_w) {
+        for (int64_t e = 0; e < c.n_experts; ++e)
+          if (adapter.module(expert_place(layer, e), rule.roles[0]).lora_a) refuse("an adapter of experts or their router");
+        continue;
+      }
       if (module.empty() || !is_linear(rule.roles[0]) || !adapter.module(layer, rule.roles[0]).lora_a) continue;
       const auto a = exported.find("base_model.model." + module + ".lora_A.weight");
       if (a == exported.end()) continue;

@@ -61,7 +61,7 @@ void Adapter::merged(const Model& model, const KernelTable& kernels, const std::
   std::vector<double> row;
   for (const TensorRule& rule : model.family->tensors) {
     if (!role_is_layer(rule.roles[0])) continue;
-    for (int64_t layer = 0; layer < model_.n_layers; ++layer) {
+    for_each_place(model_, rule.roles[0], [&](int64_t layer) {
       // A bias shares the output scale of its matrix.
       const auto module_of_part = [&](Role role) -> const AdapterModule* {
         if (replaced_.count({role, layer})) return nullptr;
@@ -76,9 +76,9 @@ void Adapter::merged(const Model& model, const KernelTable& kernels, const std::
       };
       bool changed = false;
       for (Role role : rule.roles) changed = changed || module_of_part(role);
-      if (!changed) continue;
+      if (!changed) return;
       ExportedTensor t = export_tensor(model, kernels, rule_name(rule, layer));
-      if (t.data.empty()) continue;
+      if (t.data.empty()) return;
       const bool vector = t.shape.size() == 1, transposed = layout_is_transposed(rule.layout) && !vector;
       for (size_t part = 0; part < rule.roles.size(); ++part) {
         const AdapterModule* m = module_of_part(rule.roles[part]);
@@ -99,7 +99,7 @@ void Adapter::merged(const Model& model, const KernelTable& kernels, const std::
         }
       }
       fn(t);
-    }
+    });
   }
   if (embedding_.lora_a)
     for (const Entry& e : entries_) {

@@ -11,7 +11,7 @@ namespace thimble {
 
 bool is_linear(Role role) {
   return role == Role::q_w || role == Role::k_w || role == Role::v_w || role == Role::o_w || role == Role::gate_w || role == Role::up_w ||
-         role == Role::down_w;
+         role == Role::down_w || role == Role::router_w || role_is_expert(role);
 }
 
 std::string module_path(const TensorRule& rule, int64_t layer) {

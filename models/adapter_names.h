@@ -11,7 +11,7 @@ namespace thimble {
 
 class Regex;
 
-// The linears of a layer, which LoRA and IA3 can adapt.
+// The linears of a layer, those of experts and their router included, which LoRA and IA3 can adapt.
 bool is_linear(Role role);
 
 // The module path of a rule's tensor: its name without ".weight"; "" when it has another ending.

@@ -34,6 +34,7 @@ const char* input_name(Role role) {
     case Role::gate_w: return "input.gate_w";
     case Role::up_w: return "input.up_w";
     case Role::down_w: return "input.down_w";
+    case Role::router_w: return "input.router_w";
     default: return "input";
   }
 }
@@ -137,8 +138,9 @@ void Transformer::project_all(Context& ctx, int layer, Var x, Projection* projec
     ctx.observe(input_name(one.role), layer, input.t);
     // DoRA scales W x and not the bias: then each range of rows gets the bias in its turn.
     const bool late = bias_last(batch, layer, one.role) && *one.b;
-    // The outputs of o and down become the residual stream, which stays in f32.
-    one.y = linear(ctx, input, one.w, late ? nullptr : present(*one.b), one.role != Role::o_w && one.role != Role::down_w);
+    // The outputs of o and down become the residual stream, and those of the router a choice: they stay in f32.
+    const bool packs = one.role != Role::o_w && one.role != Role::down_w && one.role != Role::router_w;
+    one.y = linear(ctx, input, one.w, late ? nullptr : present(*one.b), packs);
     if (!late) continue;
     int64_t row = 0;
     for (int64_t i = 0; i <= batch.n_segments; ++i) {
@@ -199,7 +201,7 @@ void Transformer::adapt(Context& ctx, int layer, const AdapterSegment& s, Var x,
       Dropout dropout;
       dropout.p = static_cast<float>(s.adapter->dropout());
       dropout.seed = ctx.seed;
-      dropout.stream = (ctx.step << 20) ^ (uint64_t(layer) << 8) ^ role_stream(one.role);
+      dropout.stream = (ctx.step << 20) ^ (uint64_t(expert_of(layer)) << 52) ^ (uint64_t(layer_of(layer)) << 8) ^ role_stream(one.role);
       Weight* own = m.lora_a;
       h = lora_down(ctx, one.input, s.begin, s.end, &own, &m.scale, 1, dropout);
       col[p] = 0;
@@ -225,10 +227,11 @@ bool Transformer::layer_trains(const Batch& batch, int64_t layer) const {
   for (int64_t i = 0; i < batch.n_segments; ++i) {
     Adapter& a = *batch.segments[i].adapter;
     if (a.kind() == AdapterKind::prefix && a.prompt()->grad) return true;
-    for (int r = 0; r < kRoleCount; ++r) {
-      const AdapterModule& m = a.module(layer, static_cast<Role>(r));
-      if ((m.lora_a && (m.lora_a->grad || m.lora_b->grad)) || (m.magnitude && m.magnitude->grad) || (m.ia3 && m.ia3->grad)) return true;
-    }
+    for (int r = 0; r < kRoleCount; ++r)
+      for (int64_t e = 0; e < std::max<int64_t>(1, model_.config.n_experts); ++e) {
+        const AdapterModule& m = a.module(expert_place(layer, e), static_cast<Role>(r));
+        if ((m.lora_a && (m.lora_a->grad || m.lora_b->grad)) || (m.magnitude && m.magnitude->grad) || (m.ia3 && m.ia3->grad)) return true;
+      }
   }
   return false;
 }
@@ -317,13 +320,50 @@ Var Transformer::attention_branch(Context& ctx, int layer, Var x) {
   return o;
 }
 
-// The rows of an expert stand behind one another from gather to combine. Adapters do not reach experts or the router.
+// fn(segment, place) for the slots that each expert has of each adapter's rows: they lie together, since an expert's slots
+// are sorted by row.
+template <class Fn>
+void Transformer::for_each_expert_segment(int layer, const Routing& r, Fn&& fn) {
+  for (int64_t i = 0; i < batch_->n_segments; ++i)
+    for (int64_t e = 0; e < r.experts; ++e) {
+      AdapterSegment s = batch_->segments[i];
+      const auto before = [&](int64_t row) {
+        return std::lower_bound(r.pair + r.begin[e], r.pair + r.begin[e + 1], row, [&](int32_t pair, int64_t end) { return pair / r.k < end; }) - r.pair;
+      };
+      const int64_t first = before(s.begin), last = before(s.end);
+      s.begin = first;
+      s.end = last;
+      if (last > first) fn(s, static_cast<int>(expert_place(layer, e)));
+    }
+}
+
+// project_all() for the slots of experts: one projection per weight of theirs.
+void Transformer::project_experts(Context& ctx, int layer, const Routing& r, Var x, Projection* projections, Weight* const* const* weights,
+                                  int count) {
+  for (int p = 0; p < count; ++p) {
+    Projection& one = projections[p];
+    one.input = x;
+    for_each_expert_segment(layer, r, [&](const AdapterSegment& s, int place) {
+      const AdapterModule& m = s.adapter->module(place, one.role);
+      if (!m.ia3 || !m.ia3_input) return;
+      if (one.role != Role::expert_down_w && one.input.t.data == x.t.data) one.input = scale(ctx, x, 1.0f);
+      one.input = col_scale(ctx, one.input, s.begin, s.end, m.ia3);
+    });
+    one.y = expert_linear(ctx, one.input, r, weights[p], one.role != Role::expert_down_w);
+  }
+  for_each_expert_segment(layer, r, [&](const AdapterSegment& s, int place) {
+    for (int p = 0; p < count; ++p) projections[p].w = weights[p][expert_of(place)];
+    adapt(ctx, place, s, x, projections, count);
+  });
+}
+
+// The slots of an expert stand behind one another from gather to combine.
 Var Transformer::expert_branch(Context& ctx, int layer, Var x) {
   const ModelConfig& c = model_.config;
   LayerWeights& w = weights_->layers[static_cast<size_t>(layer)];
   const auto n = static_cast<size_t>(c.n_experts);
-  ctx.observe("input.router_w", layer, x.t);
-  const Routing r = route(ctx, linear(ctx, x, &w.router_w, nullptr), c.n_experts_used, choices_ ? &choices_[layer] : nullptr);
+  const Var scores = project(ctx, layer, Role::router_w, x, w.router_w, no_weight_);
+  const Routing r = route(ctx, scores, c.n_experts_used, choices_ ? &choices_[layer] : nullptr);
   auto** weights = static_cast<Weight**>(ctx.saved.allocate(3 * n * sizeof(Weight*), "expert choices"));
   Weight **gates = weights, **ups = weights + n, **downs = weights + 2 * n;
   for (size_t e = 0; e < n; ++e) {
@@ -338,10 +378,16 @@ Var Transformer::expert_branch(Context& ctx, int layer, Var x) {
   };
   const Var rows = expert_gather(ctx, x, r);
   observe("input.expert_up_w", rows);
-  const Var up = pack(ctx, expert_linear(ctx, rows, r, ups, true)), gate = pack(ctx, expert_linear(ctx, rows, r, gates, true));
+  Projection inputs[] = {{Role::expert_up_w, nullptr, &no_weight_, {}, {}}, {Role::expert_gate_w, nullptr, &no_weight_, {}, {}}};
+  Weight* const* const both[] = {ups, gates};
+  project_experts(ctx, layer, r, rows, inputs, both, 2);
+  const Var up = pack(ctx, inputs[0].y), gate = pack(ctx, inputs[1].y);
   const Var inner = gated(ctx, gate, up, c.activation);
   observe("input.expert_down_w", inner);
-  const Var out = expert_combine(ctx, expert_linear(ctx, inner, r, downs), r);
+  Projection last{Role::expert_down_w, nullptr, &no_weight_, {}, {}};
+  Weight* const* const one[] = {downs};
+  project_experts(ctx, layer, r, inner, &last, one, 1);
+  const Var out = expert_combine(ctx, last.y, r);
   ctx.observe("mlp_out", layer, out.t);
   return out;
 }

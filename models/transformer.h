@@ -64,7 +64,6 @@ class Transformer {
   Var enter(Context& ctx, const Batch& batch);
   Var attention_branch(Context& ctx, int layer, Var x);
   Var mlp_branch(Context& ctx, int layer, Var x);
-  Var expert_branch(Context& ctx, int layer, Var x);
   Var add_branch(Context& ctx, Var x, Var branch, Weight& w, Weight& b);
   Var norm(Context& ctx, Var x, Weight& w, Weight& b, bool packs = false);
   // The norm on queries or keys [n, heads * head_dim].
@@ -79,6 +78,10 @@ class Transformer {
     Var y, input;  // input: x, or what IA3 made of it
   };
   void project_all(Context& ctx, int layer, Var x, Projection* projections, int count);
+  Var expert_branch(Context& ctx, int layer, Var x);
+  void project_experts(Context& ctx, int layer, const Routing& r, Var x, Projection* projections, Weight* const* const* weights, int count);
+  template <class Fn>
+  void for_each_expert_segment(int layer, const Routing& r, Fn&& fn);
   void adapt(Context& ctx, int layer, const AdapterSegment& s, Var x, Projection* projections, int count);
   Var place_prompts(Context& ctx, const Batch& batch, Var x);
   void place_prefixes(Context& ctx, const Batch& batch);

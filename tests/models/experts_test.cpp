@@ -2,6 +2,7 @@
 // and its files, adapters, initial values.
 #include <fstream>
 
+#include "models/adapter.h"
 #include "models/compress.h"
 #include "models/init.h"
 #include "models/packed.h"
@@ -170,6 +171,178 @@ TEST(ExpertModel, InitialValuesDifferBetweenExpertsAndRandomModelsRun) {
   Model random = random_model("random", shape, parse_stored_format("q4_g32"), 1, nullptr);
   EXPECT_EQ(random.stored_bytes(), random_model_bytes(shape.config, parse_stored_format("q4_g32")));
   for (float logit : logits(random, *e.ctx, {text(1, 9, 70)})) ASSERT_TRUE(std::isfinite(logit));
+}
+
+// Adapters with random values in every tensor, so that none of them is without effect.
+std::unique_ptr<Adapter> random_adapter(const Model& model, const KernelTable& kernels, AdapterOptions o, uint64_t seed) {
+  o.seed = seed;
+  o.rank = 3;
+  o.targets = "all-linear";
+  auto adapter = std::make_unique<Adapter>(model, kernels, o);
+  Philox rng(seed, 99);
+  adapter->for_each_parameter([&](const std::string&, Weight& w) {
+    auto* data = static_cast<float*>(const_cast<void*>(w.data));
+    for (int64_t i = 0; i < w.numel(); ++i) data[i] += static_cast<float>(0.1 * rng.normal());
+  });
+  return adapter;
+}
+
+// Sequence i under adapters[i]; null: the base alone.
+std::vector<float> adapted_logits(Model& model, Context& ctx, const std::vector<std::vector<int32_t>>& sequences,
+                                  const std::vector<Adapter*>& adapters) {
+  Transformer transformer(model, 40);
+  Rows rows;
+  std::vector<AdapterSegment> segments;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const auto first = static_cast<int64_t>(rows.ids.size());
+    rows.add(sequences[i]);
+    if (adapters[i]) segments.push_back({first, static_cast<int64_t>(rows.ids.size()), adapters[i]});
+  }
+  const ArenaScope scope(ctx.saved);
+  Batch batch = rows.batch();
+  batch.segments = segments.data();
+  batch.n_segments = static_cast<int64_t>(segments.size());
+  const Var y = transformer.logits(ctx, transformer.forward(ctx, batch));
+  return std::vector<float>(y.t.f32(), y.t.f32() + y.t.numel());
+}
+
+// all-linear means what it means in PEFT: every linear of the layers, those of the experts and the router included. Folded
+// into the weights, an adapter computes the same; saved and loaded, the same bits; and people with adapters of their own
+// share a batch without changing one another's bits.
+TEST(ExpertModel, AdaptersReachEveryExpert) {
+  const Mixtral files;
+  for (const char* kind : {"lora", "dora", "ia3"}) {
+    SCOPED_TRACE(kind);
+    Engine e;
+    LoadOptions trainable;
+    trainable.trainable = true;
+    Model model = load_model(files.dir.path(), e.kernels, trainable);
+    AdapterOptions o;
+    o.kind = std::string(kind) == "ia3" ? AdapterKind::ia3 : AdapterKind::lora;
+    o.dora = std::string(kind) == "dora";
+    const auto adapter = random_adapter(model, e.kernels, o, 1), other = random_adapter(model, e.kernels, o, 2);
+    std::set<std::string> modules;
+    adapter->export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) {
+      const size_t end = std::min(t.name.rfind(".lora_"), t.name.rfind(".ia3_l"));
+      modules.insert(t.name.substr(0, end));
+    });
+    EXPECT_EQ(modules.size(), 2u * (4 + 1 + 4 * 3));
+    EXPECT_EQ(modules.count("base_model.model.model.layers.1.block_sparse_moe.experts.3.w2"), 1u);
+    EXPECT_EQ(modules.count("base_model.model.model.layers.0.block_sparse_moe.gate"), 1u);
+    const std::vector<std::vector<int32_t>> sequences = {text(1, 17, 70), text(2, 5, 70), text(3, 1, 70), text(4, 9, 70)};
+    for (Precision precision : {Precision::f32, Precision::bf16}) {
+      e.ctx->precision = precision;
+      const std::vector<Adapter*> people = {adapter.get(), nullptr, other.get(), adapter.get()};
+      const std::vector<float> together = adapted_logits(model, *e.ctx, sequences, people);
+      std::vector<float> alone;
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        const std::vector<float> one = adapted_logits(model, *e.ctx, {sequences[i]}, {people[i]});
+        alone.insert(alone.end(), one.begin(), one.end());
+      }
+      EXPECT_TRUE(same_bits(together, alone));
+    }
+    e.ctx->precision = Precision::f32;
+    const std::vector<float> base = logits(model, *e.ctx, {sequences[0]});
+    const std::vector<float> beside = adapted_logits(model, *e.ctx, {sequences[0]}, {adapter.get()});
+    EXPECT_GT(distance(beside, base), 0.01);
+    const ScratchDir saved;
+    adapter->save(saved.path(), files.dir.path());
+    Adapter again(model, e.kernels, saved.path());
+    EXPECT_TRUE(same_bits(beside, adapted_logits(model, *e.ctx, {sequences[0]}, {&again})));
+    adapter->merged(model, e.kernels, [&](const ExportedTensor& t) { EXPECT_TRUE(import_tensor(model, t)) << t.name; });
+    EXPECT_LT(distance(logits(model, *e.ctx, {sequences[0]}), beside), 1e-5);
+  }
+}
+
+// Gradients of LoRA over experts, against differences of the double-precision model with W + scale B A in its places. The
+// same bits when blocks run again, with dropout too.
+TEST(ExpertModel, AdapterGradientsAgreeWithTheReference) {
+  const Mixtral files;
+  const reference::Model judge(config());
+  const reference::Tensors weights = judge.random(3);
+  Engine e;
+  Model model = load_model(files.dir.path(), e.kernels);
+  const auto adapter = random_adapter(model, e.kernels, {}, 5);
+  adapter->enable_gradients();
+  reference::Tensors parameters;
+  adapter->export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) {
+    parameters[t.name] = {t.shape, std::vector<double>(t.data.begin(), t.data.end())};
+  });
+  const double scale = 8.0 / 3;
+  const auto loss_of = [&](const reference::Tensors& p) {
+    reference::Tensors w = weights;
+    for (const auto& [name, a] : p) {
+      const size_t end = name.find(".lora_A.weight");
+      if (end == std::string::npos) continue;
+      const std::string module = name.substr(0, end);
+      const reference::Tensor& b = p.at(module + ".lora_B.weight");
+      std::vector<double>& data = w.at(module.substr(17) + ".weight").data;
+      for (int64_t r = 0; r < b.shape[0]; ++r)
+        for (int64_t c = 0; c < a.shape[1]; ++c)
+          for (int64_t k = 0; k < 3; ++k)
+            data[static_cast<size_t>(r * a.shape[1] + c)] += scale * b.data[static_cast<size_t>(r * 3 + k)] * a.data[static_cast<size_t>(k * a.shape[1] + c)];
+    }
+    return judge.loss(w, {text(1, 21, 70)});
+  };
+  Transformer transformer(model, 21);
+  Rows rows;
+  rows.add(text(1, 21, 70));
+  std::vector<int32_t> labels(rows.ids.begin() + 1, rows.ids.end());
+  labels.push_back(-1);
+  const AdapterSegment segment{0, 21, adapter.get()};
+  const auto step = [&](Recompute recompute, Precision precision, int threads) {
+    Context ctx(e.kernels, threads, nullptr);
+    ctx.precision = precision;
+    ctx.training = precision == Precision::bf16;
+    Tape tape;
+    ctx.tape = &tape;
+    adapter->for_each_parameter([](const std::string&, Weight& w) { w.grad_written = false; });
+    Batch batch = rows.batch();
+    batch.segments = &segment;
+    batch.n_segments = 1;
+    std::vector<float> all = {static_cast<float>(transformer.loss(ctx, transformer.forward(ctx, batch, recompute), labels.data(), 20))};
+    backward(ctx);
+    adapter->export_tensors(ExportWhat::gradients, [&](const ExportedTensor& t) { all.insert(all.end(), t.data.begin(), t.data.end()); });
+    return all;
+  };
+  for (Precision precision : {Precision::f32, Precision::bf16}) {
+    const std::vector<float> kept = step(Recompute::none, precision, 2);
+    for (Recompute recompute : {Recompute::block, Recompute::cheap})
+      for (int threads : {1, 3}) EXPECT_TRUE(same_bits(kept, step(recompute, precision, threads)));
+  }
+  EXPECT_NEAR(double(step(Recompute::none, Precision::f32, 2)[0]), loss_of(parameters), 1e-5);
+  int compared = 0;
+  adapter->export_tensors(ExportWhat::gradients, [&](const ExportedTensor& t) {
+    ++compared;
+    Philox rng(t.data.size(), 8);
+    double got = 0, norm = 0;
+    reference::Tensors moved = parameters;
+    std::vector<double> direction;
+    for (float g : t.data) {
+      direction.push_back(rng.uniform() < 0.5 ? -1 : 1);
+      got += double(g) * direction.back();
+      norm += double(g) * double(g);
+    }
+    const auto at = [&](double h) {
+      std::vector<double>& data = moved[t.name].data;
+      for (size_t i = 0; i < data.size(); ++i) data[i] = parameters[t.name].data[i] + h * direction[i];
+      return loss_of(moved);
+    };
+    constexpr double kStep = 2e-7;
+    EXPECT_NEAR(got, (at(kStep) - at(-kStep)) / (2 * kStep), 4 * (1e-4 * std::sqrt(norm) + 1e-6)) << t.name;
+  });
+  EXPECT_GE(compared, 2 * 2 * (4 + 1 + 3 * 2));  // experts that no row went to have none
+}
+
+// Weights that an adapter replaces as a whole stand beside the experts of the base.
+TEST(ExpertModel, AnAdapterMayReplaceTheHead) {
+  const Mixtral files;
+  Engine e;
+  Model model = load_model(files.dir.path(), e.kernels);
+  AdapterOptions o;
+  o.modules_to_save = {"lm_head"};
+  Adapter adapter(model, e.kernels, o);
+  EXPECT_TRUE(same_bits(logits(model, *e.ctx, {text(1, 9, 70)}), adapted_logits(model, *e.ctx, {text(1, 9, 70)}, {&adapter})));
 }
 
 TEST(ExpertModel, WrongShapesOfFusedExpertsAreNamed) {
