@@ -7,7 +7,7 @@
 #include <map>
 
 #include "models/io/gptq.h"
-#include "tests/io/support.h"
+#include "tests/io/coded.h"
 
 namespace thimble {
 namespace {
@@ -120,6 +120,26 @@ TEST(GptqPack, SettingsPerModule) {
     expect_error(ErrorCode::input, {"shapes"}, [&] {
       read(std::string(R"({"bits":4,"group_size":32,"thimble":{"shapes":{"m":)") + shape + "}}}");
     });
+}
+
+TEST(GptqPack, DamagedCheckpoints) {
+  const int64_t out = 32, in = 96, group = 32;
+  Random random{5};
+  std::vector<uint8_t> codes, zeros;
+  for (int64_t i = 0; i < out * in; ++i) codes.push_back(static_cast<uint8_t>(random.below(8)));
+  for (int64_t i = 0; i < out * in / group; ++i) zeros.push_back(static_cast<uint8_t>(random.below(8)));
+  const std::vector<uint16_t> scales(zeros.size(), 0x3400);
+  std::vector<int32_t> perm;
+  for (int32_t i = 0; i < in; ++i) perm.push_back(i * 5 % static_cast<int32_t>(in));
+  const GptqPacked p = pack_gptq(out, in, 3, group, codes.data(), zeros.data(), scales.data(), perm.data(), false);
+  Tensors t;
+  t.add("l.qweight", SafetensorsDtype::i32, {in * 3 / 32, out}, p.qweight);
+  t.add("l.qzeros", SafetensorsDtype::i32, {p.groups, out * 3 / 32}, p.qzeros);
+  t.add("l.scales", SafetensorsDtype::f16, {p.groups, out}, p.scales);
+  t.add("l.g_idx", SafetensorsDtype::i32, {in}, p.g_idx);
+  damage(R"({"quant_method":"gptq","bits":3,"group_size":32,"desc_act":true,"sym":false,)"
+         R"("dynamic":{"+:^m.*":{"bits":8},"-:lm_head":{}},"thimble":{"shapes":{"m":[31,95]}}})",
+         t, 3000);
 }
 
 }  // namespace
