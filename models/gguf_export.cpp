@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <map>
 
@@ -78,6 +79,59 @@ GgmlType fitting(GgmlType type, int64_t cols) {
 [[noreturn]] void no_place(const ModelSource& source, const std::string& what) {
   throw Error(ErrorCode::unsupported, fmt::format("{}: {}: GGUF has no place for it", source.path(), what),
               "export it as safetensors");
+}
+
+}  // namespace
+
+namespace {
+
+bool same_rotation(const RopeConfig& a, const RopeConfig& b, int64_t tokens) {
+  if (a.dims != b.dims) return false;
+  const RopeFrequencies x = rope_frequencies(a, tokens), y = rope_frequencies(b, tokens);
+  for (size_t j = 0; j < x.inv_freq.size(); ++j)
+    if (std::fabs(x.inv_freq[j] - y.inv_freq[j]) > 1e-5f * std::fabs(x.inv_freq[j])) return false;
+  return std::fabs(x.attention_factor - y.attention_factor) < 1e-5f;
+}
+
+// The first thing in which two models would compute differently; empty: none.
+std::string difference(ModelConfig a, const ModelConfig& b) {
+  const auto close = [](double x, double y) { return std::fabs(x - y) <= 1e-6 * std::max(std::fabs(x), std::fabs(y)); };
+  if (a.positions == PositionKind::rope && b.positions == PositionKind::rope) {
+    for (int64_t tokens : {int64_t{2}, a.max_positions})
+      if (!same_rotation(a.rope, b.rope, tokens)) return "rotary frequencies";
+    if (a.local_rope && b.local_rope && !same_rotation(a.rope_local, b.rope_local, 2))
+      return "rotary frequencies of layers with a window";
+  }
+  if (a.local_rope != b.local_rope) return "rotary frequencies of layers with a window";
+  if (!close(a.norm_eps, b.norm_eps)) return "the epsilon of norms";
+  if (std::fabs(a.embed_scale - b.embed_scale) > 0.01 * a.embed_scale) return "the scale of embeddings";
+  if (!close(a.logit_scale, b.logit_scale) || !close(a.logit_softcap, b.logit_softcap))
+    return "scale or softcap of logits";
+  if (!close(a.attn_softcap, b.attn_softcap)) return "the softcap of scores";
+  if (!close(a.query_pre_attn_scalar, b.query_pre_attn_scalar)) return "the scale of scores";
+  if (!close(a.qkv_clip, b.qkv_clip)) return "the clip of q, k and v";
+  for (int64_t l = 0; l < a.n_layers; ++l)
+    if (a.n_layers == b.n_layers && (a.has_window(l) != b.has_window(l) || (a.has_window(l) && a.window != b.window)))
+      return "windows of attention";
+  // What has been compared, what names the model only, and what is no part of its computation.
+  a.family = b.family;
+  a.rope = b.rope;
+  a.rope_local = b.rope_local;
+  a.norm_eps = b.norm_eps;
+  a.embed_scale = b.embed_scale;
+  a.logit_scale = b.logit_scale;
+  a.logit_softcap = b.logit_softcap;
+  a.attn_softcap = b.attn_softcap;
+  a.query_pre_attn_scalar = b.query_pre_attn_scalar;
+  a.qkv_clip = b.qkv_clip;
+  a.window = b.window;
+  a.window_from_layer = b.window_from_layer;
+  a.window_layers = b.window_layers;
+  a.bos_id = b.bos_id;
+  a.eos_ids = b.eos_ids;
+  a.max_positions = b.max_positions;
+  a.pooler = b.pooler;
+  return a == b ? "" : "its structure";
 }
 
 }  // namespace
@@ -355,6 +409,17 @@ std::vector<std::string> GgufExport::write(const std::string& path, const std::s
     if (progress) progress(done);
   }
   out.finish();
+  // The file is read back: what GGUF has no key for shows as another model.
+  std::string changed;
+  try {
+    changed = difference(source_.config(), ModelSource(path).config());
+  } catch (const Error& e) {
+    changed = e.what();
+  }
+  if (!changed.empty()) {
+    std::remove(path.c_str());
+    no_place(source_, changed);
+  }
   return warnings;
 }
 

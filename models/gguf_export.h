@@ -31,7 +31,8 @@ class GgufExport {
   const std::vector<GgufExportTensor>& tensors() const { return tensors_; }
   uint64_t data_bytes() const;
   // tokenizer: a path for Tokenizer::load(); empty: the file gets none. GGUF sources hand on their own keys.
-  // Returns warnings, one line each. progress: bytes of data written so far.
+  // Returns warnings, one line each. progress: bytes of data written so far. A file that would describe another
+  // network, because GGUF has no key for a setting, is removed again (unsupported).
   std::vector<std::string> write(const std::string& path, const std::string& tokenizer,
                                  const std::function<void(uint64_t)>& progress) const;
 

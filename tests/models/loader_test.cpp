@@ -114,7 +114,7 @@ TEST(Loader, NotAModel) {
   std::ofstream(dir / "x.bin") << "short";
   EXPECT_EQ(code_of(dir / "x.bin"), ErrorCode::input);
   std::ofstream(dir / "x.gguf") << "GGUF";
-  EXPECT_EQ(code_of(dir / "x.gguf"), ErrorCode::unsupported);
+  EXPECT_EQ(code_of(dir / "x.gguf"), ErrorCode::input);
 }
 
 TEST(Loader, TiedWithAndWithoutHead) {

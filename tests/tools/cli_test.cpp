@@ -158,8 +158,8 @@ TEST_F(CliTest, UnsupportedEndsWithFive) {
   expect_failure(thimble({"model", "info", m}), 5, {"no_such_family"});
   put_file(scratch_ / "vocab.txt", "[UNK]\nthe\n");
   expect_failure(thimble({"tokenize", "--tokenizer", scratch_ / "vocab.txt", "--text", "a"}), 5, {"vocab.txt"});
-  put_file(scratch_ / "model.gguf", "GGUF");
-  expect_failure(thimble({"model", "info", scratch_ / "model.gguf"}), 5, {"GGUF"});
+  put_file(scratch_ / "model.gguf", std::string("GGUF\4\0\0\0", 8) + std::string(16, '\0'));
+  expect_failure(thimble({"model", "info", scratch_ / "model.gguf"}), 5, {"GGUF version 4"});
 }
 
 TEST_F(CliTest, BadTextsEndWithThree) {
