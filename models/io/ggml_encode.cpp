@@ -39,8 +39,8 @@ void encode_q4_0(const float* x, uint8_t* p) {
   store16(p, f32_to_f16(d));
   uint8_t codes[32];
   for (int j = 0; j < 32; ++j) {
-    const float shifted = x[j] * inverse;
-    codes[j] = static_cast<uint8_t>(std::min(15, static_cast<int>(shifted + 8.5f)));
+    // One rounding: ggml as compilers build it for machines with fused multiply-add, which decides halves.
+    codes[j] = static_cast<uint8_t>(std::min(15, static_cast<int>(std::fma(x[j], inverse, 8.5f))));
   }
   join_nibbles(codes, p + 2);
 }
