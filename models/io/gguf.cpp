@@ -41,6 +41,9 @@ constexpr TypeRow kGgmlTypes[] = {
     {30, {"BF16", 1, 2}},       {34, {"TQ1_0", 256, 54}},   {35, {"TQ2_0", 256, 66}},   {39, {"MXFP4", 32, 17}},
 };
 
+// Forks number types of their own from here.
+constexpr uint32_t kForkTypes = 97;
+
 // Types of newer files whose blocks this reader does not know the size of.
 const char* newer_type(uint32_t type) {
   return type == 40 ? "NVFP4" : type == 41 ? "Q1_0" : type == 42 ? "Q2_0" : nullptr;
@@ -260,6 +263,10 @@ void GgufFile::parse_tensors(Cursor& in, uint64_t count) {
       if (const char* newer = newer_type(type))
         throw Error(ErrorCode::unsupported, fmt::format("{}: {} has type {}", name_, where, newer),
                     "convert the model to another type, such as Q4_K");
+      if (type >= kForkTypes)
+        throw Error(ErrorCode::unsupported,
+                    fmt::format("{}: {} has type {}, which no ggml release has but a fork of it", name_, where, type),
+                    "convert the model to a type of llama.cpp, such as Q4_K");
       in.fail(fmt::format("{}: unknown tensor type {}", where, type));
     }
     t.type = static_cast<GgmlType>(type);

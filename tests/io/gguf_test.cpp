@@ -71,13 +71,15 @@ TEST(Gguf, RefusesOtherTypesByName) {
   expect_error(ErrorCode::input, {"x.gguf", "\"eps\"", "expected an integer", "f32"}, [&] { f.get_int("eps"); });
   expect_error(ErrorCode::input, {"\"yes\"", "expected an integer", "bool"}, [&] { f.get_int("yes"); });
   expect_error(ErrorCode::input, {"too_wide", "too large"}, [&] { f.get_int("too_wide"); });
-  expect_error(ErrorCode::input, {"tokens", "expected a string", "an array of string"}, [&] { f.get_string("tokens"); });
+  expect_error(ErrorCode::input, {"tokens", "expected a string", "an array of string"},
+               [&] { f.get_string("tokens"); });
   expect_error(ErrorCode::input, {"types", "an array of strings"}, [&] { f.get_strings("types"); });
   expect_error(ErrorCode::input, {"scores", "an array of integers"}, [&] { f.get_ints("scores"); });
   expect_error(ErrorCode::input, {"types", "an array of floats"}, [&] { f.get_floats("types"); });
   expect_error(ErrorCode::input, {"small", "bool"}, [&] { f.get_bool("small"); });
   expect_error(ErrorCode::input, {"absent", "missing"}, [&] { f.require_int("absent", 0, 1); });
-  expect_error(ErrorCode::input, {"block_count", "between 1 and 6", "found 7"}, [&] { f.require_int("llama.block_count", 1, 6); });
+  expect_error(ErrorCode::input, {"block_count", "between 1 and 6", "found 7"},
+               [&] { f.require_int("llama.block_count", 1, 6); });
 }
 
 TEST(Gguf, FindsTensorsInTheFile) {
@@ -154,7 +156,8 @@ TEST(Gguf, RefusesWhatGgmlRefuses) {
   refused(input, {"\"long\"", "announced"}, [](GgufBytes& b) { b.array("long", 4, 1 << 20, ""); });
   refused(input, {"general.alignment", "power of two", "24"}, [](GgufBytes& b) { b.u32("general.alignment", 24); });
   refused(input, {"general.alignment", "power of two", "0"}, [](GgufBytes& b) { b.u32("general.alignment", 0); });
-  refused(input, {"general.alignment", "expected u32", "u64"}, [](GgufBytes& b) { b.number<uint64_t>("general.alignment", 10, 32); });
+  refused(input, {"general.alignment", "expected u32", "u64"},
+          [](GgufBytes& b) { b.number<uint64_t>("general.alignment", 10, 32); });
   refused(input, {"tensors are announced"}, [](GgufBytes& b) { b.n_tensors = int64_t{1} << 60; });
   refused(input, {"tensors are announced"}, [](GgufBytes& b) { b.n_tensors = std::numeric_limits<int64_t>::min(); });
   refused(input, {"metadata keys are announced"}, [](GgufBytes& b) { b.n_keys = ~uint64_t{0}; });
@@ -165,10 +168,12 @@ TEST(Gguf, RefusesWhatGgmlRefuses) {
   refused(input, {"overflows"}, [](GgufBytes& b) { b.tensor("x", {int64_t{1} << 32, int64_t{1} << 32}, 0, "abcd"); });
   refused(input, {"\"x\"", "multiple", "Q4_0", "33"}, [](GgufBytes& b) { b.tensor("x", {33}, 2, "abcd"); });
   refused(input, {"unknown tensor type 4"}, [](GgufBytes& b) { b.tensor("x", {32}, 4, "abcd"); });
+  refused(ErrorCode::unsupported, {"type 133", "fork"}, [](GgufBytes& b) { b.tensor("x", {64}, 133, "abcd"); });
   refused(ErrorCode::unsupported, {"NVFP4"}, [](GgufBytes& b) { b.tensor("x", {64}, 40, "abcd"); });
   refused(input, {"\"x\"", "offset 99"}, [](GgufBytes& b) { b.tensors.push_back({"x", {1}, 0, "abcd", 99}); });
   refused(input, {"announced"}, [](GgufBytes& b) { b.tensor("x", {int64_t{1} << 50}, 0, "abcd"); });
-  refused(ErrorCode::unsupported, {"split into 3 files", "gguf-split"}, [](GgufBytes& b) { b.number<uint16_t>("split.count", 2, 3); });
+  refused(ErrorCode::unsupported, {"split into 3 files", "gguf-split"},
+          [](GgufBytes& b) { b.number<uint16_t>("split.count", 2, 3); });
   expect_error(input, {"GGUF", "before GGUF"}, [] { GgufFile::from_memory("lmgg............", "old.bin"); });
   expect_error(input, {"found a file of 3 bytes"}, [] { GgufFile::from_memory("GGU", "x"); });
 }
@@ -191,8 +196,10 @@ TEST(Gguf, ReadsTheForeignHeaders) {
   const GgufFile v3 = GgufFile::from_memory(from_hex(folder + "gguf-v3-q4-0.hex"), "v3");
   EXPECT_EQ(v3.tensors()[0].type, GgmlType::q4_0);
   EXPECT_EQ(v3.tensors()[0].bytes, 18u);
-  expect_error(ErrorCode::input, {"unknown tensor type 43"}, [&] { GgufFile::from_memory(from_hex(folder + "gguf-unknown-type.hex"), "u"); });
-  expect_error(ErrorCode::unsupported, {"version 4"}, [&] { GgufFile::from_memory(from_hex(folder + "gguf-unsupported-version.hex"), "u"); });
+  expect_error(ErrorCode::input, {"unknown tensor type 43"},
+               [&] { GgufFile::from_memory(from_hex(folder + "gguf-unknown-type.hex"), "u"); });
+  expect_error(ErrorCode::unsupported, {"version 4"},
+               [&] { GgufFile::from_memory(from_hex(folder + "gguf-unsupported-version.hex"), "u"); });
 }
 
 TEST(Gguf, RandomDamageNeverCrashes) {
