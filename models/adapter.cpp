@@ -9,6 +9,7 @@
 
 #include "kernels/kernel_table.h"
 #include "models/adapter_names.h"
+#include "models/adapter_files.h"
 #include "models/adapter_gguf.h"
 #include "models/io/gguf.h"
 #include "models/io/safetensors.h"
@@ -444,11 +445,8 @@ Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::stri
   path_ = join_path(path, "adapter_config.json");
   if (!file_exists(path_)) throw Error(ErrorCode::input, path + ": has no adapter_config.json", "give a PEFT adapter directory, or a LoRA adapter in GGUF");
   config_ = read_adapter_config(path_);
-  const std::string tensors = join_path(path, "adapter_model.safetensors");
-  if (!file_exists(tensors)) throw Error(ErrorCode::input, path + ": has no adapter_model.safetensors", "save the adapter in safetensors format");
-  const SafetensorsSet file(tensors);
   build(model, kernels);
-  load(model, file);
+  load(model, *open_adapter_tensors(path));
   fold_head();
 }
 

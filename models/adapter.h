@@ -64,8 +64,8 @@ class Adapter {
   // rows, IA3 is one, prompts start from the embeddings of random tokens, prefixes from N(0, 0.02), modules and biases
   // that learn as a whole from the base's. So a fresh LoRA, DoRA or IA3 changes nothing.
   Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& options, MemoryBudget* budget = nullptr);
-  // A PEFT directory: adapter_config.json and adapter_model.safetensors; or a LoRA adapter in GGUF. Errors name file and
-  // field; keys that match no module of the base, and modules without keys, are errors that list them.
+  // A PEFT directory: adapter_config.json and adapter_model.safetensors or .bin; or a LoRA adapter in GGUF. Errors name file
+  // and field; keys that match no module of the base, and modules without keys, are errors that list them.
   Adapter(const Model& model, const KernelTable& kernels, const std::string& path, MemoryBudget* budget = nullptr);
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;

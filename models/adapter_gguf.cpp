@@ -10,8 +10,10 @@
 #include <set>
 
 #include "models/adapter_names.h"
+#include "models/gguf_arch.h"
 #include "models/io/ggml_blocks.h"
 #include "models/io/gguf.h"
+#include "models/io/gguf_write.h"
 #include "models/io/json.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -19,65 +21,33 @@
 namespace thimble {
 namespace {
 
-// llama.cpp's name of a family's architecture, and whether its files hold the rows of q and k as neighbouring rotary pairs.
-struct Architecture {
-  const char* family;
-  const char* name;
-  bool paired;
+// A linear of the base in GGUF's terms: the tensor's name, and where its rows lie there.
+struct GgufLinear {
+  std::string name;           // "blk.0.attn_q.weight"; empty: has none
+  std::vector<int32_t> rows;  // row r of Hugging Face's is rows[r]; empty: the same
 };
-constexpr Architecture kArchitectures[] = {
-    {"llama", "llama", true},        {"mistral", "llama", true},       {"mixtral", "llama", true},      {"qwen2", "qwen2", false},
-    {"qwen3", "qwen3", false},       {"gemma", "gemma", false},        {"gemma2", "gemma2", false},     {"gemma3_text", "gemma3", false},
-    {"phi", "phi2", false},          {"phi3", "phi3", false},          {"stablelm", "stablelm", false}, {"gpt_neox", "gptneox", false},
-    {"gpt2", "gpt2", false},         {"gpt_bigcode", "starcoder", false}, {"starcoder2", "starcoder2", false}, {"falcon", "falcon", false},
-    {"bloom", "bloom", false},       {"olmo", "olmo", true},           {"olmo2", "olmo2", false},       {"cohere", "command-r", false}};
 
-const Architecture* architecture_of(const std::string& family) {
-  for (const Architecture& a : kArchitectures)
-    if (family == a.family) return &a;
-  return nullptr;
-}
-
-// The weight of a rule's linears in GGUF; "" when it has none of its own.
-std::string gguf_weight(const TensorRule& rule, int64_t layer) {
-  const char* part = nullptr;
-  if (rule.roles.size() == 1) {
-    switch (rule.roles[0]) {
-      case Role::q_w: part = "attn_q"; break;
-      case Role::k_w: part = "attn_k"; break;
-      case Role::v_w: part = "attn_v"; break;
-      case Role::o_w: part = "attn_output"; break;
-      case Role::gate_w: part = "ffn_gate"; break;
-      case Role::up_w: part = "ffn_up"; break;
-      case Role::down_w: part = "ffn_down"; break;
-      default: break;
-    }
-  } else if (rule.roles[0] == Role::q_w) {
-    part = "attn_qkv";
-  } else if (rule.roles[0] == Role::gate_w) {
-    part = "ffn_up";
+// With q, k and v in one tensor there and three here, `fused` names that one; files are written with three.
+GgufLinear gguf_linear(const GgufArch& arch, const ModelConfig& c, const TensorRule& rule, int64_t layer, bool fused) {
+  const std::string pattern = std::string(rule.name).substr(0, std::strlen(rule.name) - std::strlen(".weight"));
+  int64_t rows = 0;
+  for (Role role : rule.roles) rows += role_shape(c, role).rows;
+  for (const GgufName& n : gguf_names(arch, c.parallel_residual && !c.shared_norm)) {
+    const bool part = n.change == GgufChange::only_q || n.change == GgufChange::only_k || n.change == GgufChange::only_v;
+    if (pattern != n.hf || part != fused) continue;
+    std::string name = n.gguf;
+    if (const size_t at = name.find("{}"); at != std::string::npos) name.replace(at, 2, std::to_string(layer));
+    return {name + ".weight", gguf_row_map(n.change, {c.n_heads, c.n_kv_heads, c.head_dim}, rows)};
   }
-  return part ? fmt::format("blk.{}.{}.weight", layer, part) : std::string();
+  return {};
 }
 
-// Row of the GGUF part for row r of the same part in Hugging Face's order.
-int64_t gguf_row(const ModelConfig& c, bool paired, Role role, int64_t r) {
-  if (!paired || (role != Role::q_w && role != Role::k_w)) return r;
-  const int64_t in_head = r % c.head_dim, half = c.head_dim / 2;
-  return r - in_head + 2 * (in_head % half) + in_head / half;
+// Whether the tensor holds more than this linear.
+bool is_fused(const GgufLinear& linear, int64_t rows) {
+  return linear.name.find(".attn_qkv.") != std::string::npos && static_cast<int64_t>(linear.rows.size()) == rows;
 }
 
-// fn(file row, row of PEFT's lora_B) over the outputs of a rule.
-template <class Fn>
-void for_each_row(const ModelConfig& c, bool paired, const TensorRule& rule, Fn&& fn) {
-  int64_t first = 0;
-  for (size_t part = 0; part < rule.roles.size(); ++part) {
-    const int64_t rows = role_shape(c, rule.roles[part]).rows;
-    for (int64_t r = 0; r < rows; ++r)
-      fn(first + gguf_row(c, paired, rule.roles[part], r), source_row(c, rule.layout, static_cast<int>(part), r));
-    first += rows;
-  }
-}
+int64_t row_of(const GgufLinear& linear, int64_t r) { return linear.rows.empty() ? r : linear.rows[static_cast<size_t>(r)]; }
 
 class MemoryTensors final : public TensorSource {
  public:
@@ -124,10 +94,12 @@ GgufAdapter read_gguf_adapter(const Model& model, const std::string& path) {
   const std::string type = file.get_string("adapter.type").value_or("");
   if (type != "lora")
     throw Error(ErrorCode::unsupported, fmt::format("{}: key \"adapter.type\": {} is not supported", path, quote_for_message(type)), "supported: lora");
-  const Architecture* known = architecture_of(c.family);
-  const std::string arch = file.get_string("general.architecture").value_or("");
-  if (known && arch != known->name)
-    throw Error(ErrorCode::input, fmt::format("{}: key \"general.architecture\" is {}: the base model is {}", path, quote_for_message(arch), known->name),
+  const std::string named = file.get_string("general.architecture").value_or("");
+  const GgufArch* arch = find_gguf_arch_of(c.family);
+  if (!arch)
+    throw Error(ErrorCode::unsupported, fmt::format("{}: GGUF has no architecture for the family {} of the base model", path, c.family), "give a PEFT adapter");
+  if (named != arch->arch)
+    throw Error(ErrorCode::input, fmt::format("{}: key \"general.architecture\" is {}: the base model is {}", path, quote_for_message(named), arch->arch),
                 "the adapter belongs to another model");
   const double alpha = file.get_float("adapter.lora.alpha").value_or(0);
   GgufAdapter out;
@@ -136,7 +108,6 @@ GgufAdapter read_gguf_adapter(const Model& model, const std::string& path) {
   out.config.alpha = alpha;
   std::vector<std::string> modules;
   std::set<std::string> used;
-  const bool paired = known && known->paired;
   const auto matrix = [&](const GgufTensor& t, int64_t rows, int64_t cols) {
     if (t.shape() != std::vector<int64_t>{rows, cols})
       throw Error(ErrorCode::input, fmt::format("{}: tensor {} has {} elements: the base model implies [{}, {}]", path, quote_for_message(t.name), t.elements(), rows, cols),
@@ -150,19 +121,21 @@ GgufAdapter read_gguf_adapter(const Model& model, const std::string& path) {
     for (const TensorRule& rule : model.family->tensors) {
       const std::string module = module_path(rule, layer);
       if (module.empty() || !is_linear(rule.roles[0]) || rule_blocks(c, rule) == 0) continue;
-      const std::string weight = gguf_weight(rule, layer);
-      const GgufTensor *a = file.find_tensor(weight + ".lora_a"), *b = file.find_tensor(weight + ".lora_b");
-      if (!a || !b) continue;  // half of a pair stays unused, which is reported
+      GgufLinear linear = gguf_linear(*arch, c, rule, layer, false);
+      if (!file.find_tensor(linear.name + ".lora_a")) linear = gguf_linear(*arch, c, rule, layer, true);
+      const GgufTensor *a = file.find_tensor(linear.name + ".lora_a"), *b = file.find_tensor(linear.name + ".lora_b");
+      if (linear.name.empty() || !a || !b) continue;  // half of a pair stays unused, which is reported
       const int64_t in = role_shape(c, rule.roles[0]).cols, rank = a->dims.size() == 2 ? a->dims[1] : 0;
       if (rank < 1 || rank > 1 << 16)
         throw Error(ErrorCode::input, fmt::format("{}: tensor {}: expected two dimensions, a rank of 1 to 65536", path, quote_for_message(a->name)), "");
       int64_t rows = 0;
       for (Role role : rule.roles) rows += role_shape(c, role).rows;
-      const std::vector<float> theirs = matrix(*b, rows, rank);
-      std::vector<float> mine(theirs.size());
-      for_each_row(c, paired, rule, [&](int64_t from, int64_t to) {
-        std::memcpy(&mine[static_cast<size_t>(to * rank)], &theirs[static_cast<size_t>(from * rank)], size_t(rank) * sizeof(float));
-      });
+      int64_t file_rows = rows;
+      if (rule.roles.size() == 1 && is_fused(linear, rows)) file_rows = c.q_cols() + 2 * c.kv_cols();
+      const std::vector<float> theirs = matrix(*b, file_rows, rank);
+      std::vector<float> mine(static_cast<size_t>(rows * rank));
+      for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(&mine[static_cast<size_t>(r * rank)], &theirs[static_cast<size_t>(row_of(linear, r) * rank)], size_t(rank) * sizeof(float));
       const std::string key = "base_model.model." + module;
       tensors->add(key + ".lora_A.weight", {rank, in}, matrix(*a, rank, in));
       tensors->add(key + ".lora_B.weight", {rows, rank}, std::move(mine));
@@ -182,31 +155,6 @@ GgufAdapter read_gguf_adapter(const Model& model, const std::string& path) {
   return out;
 }
 
-namespace {
-
-// The parts of a GGUF file that an adapter needs: strings, one float, F32 matrices.
-class Writer {
- public:
-  void text(const std::string& s) {
-    number(uint64_t{s.size()});
-    bytes_ += s;
-  }
-  template <class T>
-  void number(T value) {
-    char raw[sizeof value];
-    std::memcpy(raw, &value, sizeof value);
-    bytes_.append(raw, sizeof value);
-  }
-  void pad() { bytes_.resize((bytes_.size() + 31) / 32 * 32, '\0'); }
-  void floats(const std::vector<float>& values) { bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)); }
-  const std::string& bytes() const { return bytes_; }
-
- private:
-  std::string bytes_;
-};
-
-}  // namespace
-
 void write_gguf_adapter(const Model& model, const Adapter& adapter, const std::string& path) {
   const ModelConfig& c = model.config;
   const AdapterConfig& config = adapter.config();
@@ -217,7 +165,7 @@ void write_gguf_adapter(const Model& model, const Adapter& adapter, const std::s
   if (config.dora) refuse("DoRA");
   if (adapter.replaces()) refuse("an adapter that replaces weights of the base");
   if (adapter.embedding().lora_a) refuse("an adapter of the embedding");
-  const Architecture* arch = architecture_of(c.family);
+  const GgufArch* arch = find_gguf_arch_of(c.family);
   if (!arch) refuse(fmt::format("an adapter of the family {}", c.family));
 
   struct Matrix {
@@ -242,51 +190,32 @@ void write_gguf_adapter(const Model& model, const Adapter& adapter, const std::s
       const auto a = exported.find("base_model.model." + module + ".lora_A.weight");
       if (a == exported.end()) continue;
       const ExportedTensor& b = exported.at("base_model.model." + module + ".lora_B.weight");
-      const std::string weight = gguf_weight(rule, layer);
+      const GgufLinear linear = gguf_linear(*arch, c, rule, layer, false);
+      if (linear.name.empty()) refuse(fmt::format("an adapter of {}", module));
       const int64_t rank = a->second.shape[0], rows = b.shape[0];
       const double own = double(adapter.module(layer, rule.roles[0]).scale) * double(rank);
       if (alpha == 0) alpha = own;
       const double factor = alpha != 0 ? own / alpha : 0;  // a scale of zero is written as a B of zeros
       std::vector<float> values(b.data.size());
-      for_each_row(c, arch->paired, rule, [&](int64_t to, int64_t from) {
-        for (int64_t k = 0; k < rank; ++k)
-          values[static_cast<size_t>(to * rank + k)] =
-              factor == 1 ? b.data[static_cast<size_t>(from * rank + k)] : static_cast<float>(double(b.data[static_cast<size_t>(from * rank + k)]) * factor);
-      });
-      matrices.push_back({weight + ".lora_a", rank, a->second.shape[1], a->second.data});
-      matrices.push_back({weight + ".lora_b", rows, rank, std::move(values)});
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t to = row_of(linear, r);
+        for (int64_t k = 0; k < rank; ++k) {
+          const float value = b.data[static_cast<size_t>(r * rank + k)];
+          values[static_cast<size_t>(to * rank + k)] = factor == 1 ? value : static_cast<float>(double(value) * factor);
+        }
+      }
+      matrices.push_back({linear.name + ".lora_a", rank, a->second.shape[1], a->second.data});
+      matrices.push_back({linear.name + ".lora_b", rows, rank, std::move(values)});
     }
 
-  Writer w;
-  w.number(uint32_t{0x46554747});  // "GGUF"
-  w.number(uint32_t{3});
-  w.number(uint64_t{matrices.size()});
-  const std::pair<const char*, std::string> texts[] = {{"general.architecture", arch->name}, {"general.type", "adapter"}, {"adapter.type", "lora"}};
-  w.number(uint64_t{4});
-  for (const auto& [key, value] : texts) {
-    w.text(key);
-    w.number(static_cast<uint32_t>(GgufType::string));
-    w.text(value);
-  }
-  w.text("adapter.lora.alpha");
-  w.number(static_cast<uint32_t>(GgufType::f32));
-  w.number(alpha != 0 ? static_cast<float>(alpha) : 1.0f);
-  uint64_t offset = 0;
-  for (const Matrix& m : matrices) {
-    w.text(m.name);
-    w.number(uint32_t{2});
-    w.number(static_cast<uint64_t>(m.cols));
-    w.number(static_cast<uint64_t>(m.rows));
-    w.number(static_cast<uint32_t>(GgmlType::f32));
-    w.number(offset);
-    offset += (m.values.size() * sizeof(float) + 31) / 32 * 32;
-  }
-  w.pad();
-  for (const Matrix& m : matrices) {
-    w.floats(m.values);
-    w.pad();
-  }
-  write_file(path, w.bytes());
+  GgufWriter writer(path);
+  writer.set_string("general.architecture", arch->arch);
+  writer.set_string("general.type", "adapter");
+  writer.set_string("adapter.type", "lora");
+  writer.set_f32("adapter.lora.alpha", alpha != 0 ? static_cast<float>(alpha) : 1.0f);
+  for (const Matrix& m : matrices) writer.declare(m.name, {m.cols, m.rows}, GgmlType::f32);
+  for (const Matrix& m : matrices) writer.write(m.name, m.values.data(), m.values.size() * sizeof(float));
+  writer.finish();
 }
 
 }  // namespace thimble

@@ -32,7 +32,7 @@ std::vector<float> adapted_logits(Transformer& transformer, Context& ctx, Adapte
 }
 
 TEST(AdapterGguf, WrittenAdapterReadsBack) {
-  for (const char* name : {"llama_gqa_untied", "gpt2", "gpt_neox", "qwen2", "mistral_sw8"}) {
+  for (const char* name : {"llama_gqa_untied", "gpt2", "gpt_neox", "qwen2", "mistral_sw8", "falcon_mqa", "gemma_mqa"}) {
     Engine e;
     Model model = load_model(oracle(name), e.kernels);
     Transformer transformer(model, 32);

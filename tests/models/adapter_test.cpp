@@ -1,5 +1,7 @@
 // Adapters over a shared base: what one person's rows give does not depend on who shares the batch, gradients through a
 // packed base are those through the matrix it stands for, and a saved adapter loads with the same bits.
+#include <map>
+
 #include "models/adapter.h"
 #include "models/quantize.h"
 #include "tests/models/support.h"
@@ -388,6 +390,21 @@ TEST(Adapter, KeysOfOtherVersions) {
   loads_as([&](std::string n) { return replace(n, ".lora_A.", ".lora_A.default."); });
   loads_as([&](std::string n) { return replace(n, "base_model.model.model.", "base_model.model."); });  // of the bare model
   EXPECT_THROW(loads_as([&](std::string n) { return replace(n, "layers.1.", "layers.7."); }), Error);
+}
+
+// adapter_model.bin, as torch.save writes it.
+TEST(Adapter, PickledTensors) {
+  Engine e;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  std::map<std::string, std::vector<float>> want;
+  Adapter(model, e.kernels, oracle("../peft/llama_lora")).export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) { want[t.name] = t.data; });
+  size_t same = 0;
+  Adapter(model, e.kernels, oracle("../peft/llama_lora_bin")).export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) {
+    EXPECT_TRUE(same_bits(t.data, want[t.name])) << t.name;
+    ++same;
+  });
+  EXPECT_EQ(same, want.size());
+  EXPECT_EQ(same, 8u);
 }
 
 TEST(Adapter, ConfigurationsThatChangeTheResultAreRefusedByName) {
