@@ -7,6 +7,7 @@
 #include "models/generator.h"
 #include "models/scoring.h"
 #include "tensor/error.h"
+#include "tensor/rng.h"
 #include "tests/lab/cell_support.h"
 #include "tools/lab/compression.h"
 #include "tools/lab/evaluate.h"
@@ -361,6 +362,32 @@ TEST(Cell, EveryTaskRuns) {
     EXPECT_EQ(r.curve.size(), 3u) << task;
     EXPECT_EQ(r.curve[0].contains("score_is"), std::string(task) == "LaMP_1");
   }
+}
+
+// What a plan names as embedder finds the examples; the base answers.
+TEST(Cell, DenseRetrievalWithAnEmbedder) {
+  const ScratchDir scratch;
+  const std::string dir = scratch / "static";
+  std::filesystem::create_directories(dir);
+  std::filesystem::copy_file(model_dir() + "/tokenizer.json", dir + "/tokenizer.json");
+  const int64_t tokens = Tokenizer::load(dir).vocab_size();
+  std::vector<float> table(static_cast<size_t>(tokens * 4));
+  Philox rng(5, 1);
+  for (float& x : table) x = static_cast<float>(rng.normal());
+  write_safetensors(dir + "/model.safetensors", {{"embeddings", SafetensorsDtype::f32, {tokens, 4}, table.data()}});
+  std::ofstream(dir + "/config.json") << R"({"model_type": "model2vec", "normalize": true})";
+  CellConfig c = small_cell(model_dir(), "LaMP_3", "rag");
+  c.method.retriever = "dense";
+  c.method.k = {2};
+  const Machine one(1), two(2);
+  const std::string base = published(run_cell(c, two.environment));
+  c.method.embedder = dir;
+  const CellResult r = run_cell(c, two.environment);
+  EXPECT_EQ(r.predictions.size(), 20u);
+  EXPECT_EQ(published(r), published(run_cell(c, one.environment)));
+  EXPECT_NE(published(r), base);  // other examples
+  c.method.embedder = scratch / "none";
+  EXPECT_THROW(run_cell(c, one.environment), Error);
 }
 
 TEST(Cell, AHistoryOfAFewItemsCountsTheLatest) {

@@ -164,6 +164,22 @@ TEST_F(EmbedderTest, TextsAreCutInsideTheirSpecialTokens) {
   EXPECT_THROW(embedder.embed({"fine", "\xff"}), Error);
 }
 
+// BERT's tokens around a text stay where its end is cut.
+TEST_F(EmbedderTest, BertTextsKeepTheirSeparator) {
+  const std::string path = shared("oracle/tok/bert_uncased");
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << "not here: " << path;
+  const Embedder embedder(transformer, ctx, Tokenizer::load(path));
+  std::string words;
+  for (int i = 0; i < 40; ++i) words += "boat ";
+  const std::vector<int32_t> ids = embedder.tokenize(words).ids;
+  ASSERT_EQ(static_cast<int64_t>(ids.size()), transformer.max_tokens());
+  EXPECT_EQ(ids.front(), 101);
+  EXPECT_EQ(ids.back(), 102);
+  EXPECT_EQ(ids[1], ids[22]);
+  EXPECT_EQ(embedder.tokenize("boat").ids, (std::vector<int32_t>{101, ids[1], 102}));
+  EXPECT_EQ(embedder.tokenize("").ids, (std::vector<int32_t>{101, 102}));
+}
+
 // A prompt that is read but not pooled leaves the mean of the other rows.
 TEST_F(EmbedderTest, PromptsMayBeLeftOutOfTheMean) {
   EmbedRecipe recipe;

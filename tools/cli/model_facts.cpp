@@ -51,6 +51,7 @@ std::string text_of(const Json& value) {
     return text.empty() ? "none" : text;
   }
   if (!value.is_object()) return value.dump();
+  if (value.empty()) return "none";
   std::string text;
   for (const auto& item : value.items())
     if (!item.value().is_null() && !(item.value().is_object() && item.value().empty()))
