@@ -1,6 +1,6 @@
-// Text to ids on one thread: a vocabulary trained here on made-up text, and the published ones where ../shared has them, on
-// prose and on the texts that make careless tokenizers quadratic. `first` is the first call of a fresh tokenizer, with
-// nothing in its caches; the time of the row is that of later calls.
+// Text to ids on one thread: a vocabulary trained here on made-up text, and the published ones where ../shared has
+// them, on prose and on the texts that make careless tokenizers quadratic. `first` is the first call of a fresh
+// tokenizer, with nothing in its caches; the time of the row is that of later calls.
 #include <benchmark/benchmark.h>
 
 #include <memory>
@@ -18,7 +18,8 @@ constexpr size_t kAdversarial = 1000000;
 
 // Words of two to four syllables with the frequencies of a language, commas and full stops.
 std::string made_up_text(size_t bytes) {
-  static const char* const kSyllables[] = {"ka", "to", "mi", "ren", "sol", "ba", "ne", "lu", "dor", "vi", "tan", "es", "pra", "or", "shi", "un"};
+  static const char* const kSyllables[] = {"ka",  "to", "mi",  "ren", "sol", "ba", "ne",  "lu",
+                                           "dor", "vi", "tan", "es",  "pra", "or", "shi", "un"};
   std::string text;
   uint64_t state = 1;
   const auto below = [&](uint64_t n) {
@@ -85,11 +86,13 @@ void register_tokenize() {
     return text;
   };
   const std::pair<const char*, std::string (*)()> texts[] = {{"prose", prose}};
-  const std::pair<const char*, std::string> hostile[] = {{"1M_a", "a"}, {"1M_spaces", " "}, {"1M_ab", "ab"}, {"1M_space_newline", " \n"}};
+  const std::pair<const char*, std::string> hostile[] = {
+      {"1M_a", "a"}, {"1M_spaces", " "}, {"1M_ab", "ab"}, {"1M_space_newline", " \n"}};
   for (const auto& [name, path] : tokenizers) {
     if (!path.empty() && !file_exists(path) && !is_directory(path)) continue;
     const auto add = [&, tokenizer_path = path](const std::string& row, const auto& make) {
-      benchmark::RegisterBenchmark(row.c_str(), [tokenizer_path, make](benchmark::State& s) { tokenize(s, tokenizer_path, make()); })
+      benchmark::RegisterBenchmark(row.c_str(),
+                                   [tokenizer_path, make](benchmark::State& s) { tokenize(s, tokenizer_path, make()); })
           ->UseManualTime()
           ->Unit(benchmark::kMillisecond);
     };

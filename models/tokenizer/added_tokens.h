@@ -42,7 +42,7 @@ class AddedTokenMatcher {
   };
   const Entry* longest_at(std::string_view text, size_t pos, bool parse_special) const;
   std::vector<Entry> entries_;
-  ByteTrie trie_;                                 // pattern -> index of the entry
+  ByteTrie trie_;                                    // pattern -> index of the entry
   std::array<bool, 256> begins_{}, begins_plain_{};  // first bytes of all patterns, and of those that are not special
 };
 

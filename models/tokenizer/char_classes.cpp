@@ -11,7 +11,8 @@
 namespace thimble {
 namespace {
 
-// Behind the ideographs nothing is assigned but the tags and selectors of plane 14 (no letters, but marks) and private use.
+// Behind the ideographs nothing is assigned but the tags and selectors of plane 14 (no letters, but marks) and private
+// use.
 constexpr char32_t kEnd = 0x33500, kTags = 0xE0000, kTagsEnd = 0xE0200;
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Walks the double array. A unit packs: bits 0-7 and 31 the label, bit 8 "a value hangs here", bits 10-30 the offset of the
-// children, counted in blocks of 256 where bit 9 is set; a unit with a value has it in its lower 31 bits.
+// Walks the double array. A unit packs: bits 0-7 and 31 the label, bit 8 "a value hangs here", bits 10-30 the offset of
+// the children, counted in blocks of 256 where bit 9 is set; a unit with a value has it in its lower 31 bits.
 #include "models/tokenizer/charsmap.h"
 
 #include <cstring>

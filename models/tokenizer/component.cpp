@@ -51,7 +51,10 @@ int byte_token_value(std::string_view piece) {
   if (piece.size() != 6 || piece.substr(0, 3) != "<0x" || piece[5] != '>') return -1;
   int value = 0;
   for (const char c : piece.substr(3, 2)) {
-    const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    const int digit = c >= '0' && c <= '9'   ? c - '0'
+                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                             : -1;
     if (digit < 0) return -1;
     value = value * 16 + digit;
   }
@@ -73,8 +76,8 @@ const nlohmann::json& ComponentSource::list(const std::string& key) const {
 
 void throw_unknown_component(const std::string& type, const std::string& file, const std::string& where,
                              const std::string& known) {
-  throw Error(ErrorCode::unsupported, file + ": field \"" + where + ".type\": " + quote_for_message(type) +
-                                          " is not offered",
+  throw Error(ErrorCode::unsupported,
+              file + ": field \"" + where + ".type\": " + quote_for_message(type) + " is not offered",
               "offered here: " + known);
 }
 

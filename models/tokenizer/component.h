@@ -14,8 +14,8 @@
 
 namespace thimble {
 
-// Text on its way to the model; always well-formed UTF-8. at_start: begins where the whole input begins. The bytes belong
-// to the input or to the TextArena that travels with the pieces.
+// Text on its way to the model; always well-formed UTF-8. at_start: begins where the whole input begins. The bytes
+// belong to the input or to the TextArena that travels with the pieces.
 struct Piece {
   std::string_view text;
   bool at_start = false;
@@ -39,8 +39,8 @@ class Normalizer {
 class PreTokenizer {
  public:
   virtual ~PreTokenizer() = default;
-  // Replaces each piece by its parts; empty pieces are dropped. raw_bytes: the model spells bytes itself, so a ByteLevel that
-  // comes last leaves them as they are.
+  // Replaces each piece by its parts; empty pieces are dropped. raw_bytes: the model spells bytes itself, so a
+  // ByteLevel that comes last leaves them as they are.
   virtual void split(std::vector<Piece>& pieces, TextArena& arena, bool raw_bytes) const = 0;
   // The last step spells bytes as the 256 characters of byte-level vocabularies.
   virtual bool spells_bytes() const { return false; }
@@ -55,9 +55,9 @@ class TokenModel {
   // raw_bytes: pieces are plain bytes that the vocabulary spells byte by byte; only where takes_raw_bytes().
   virtual void encode(const Piece* pieces, size_t count, bool raw_bytes, std::vector<int32_t>& ids) const = 0;
   virtual bool takes_raw_bytes() const { return false; }
-  virtual int32_t size() const = 0;                             // largest id + 1
-  virtual const std::string& piece(int32_t id) const = 0;       // id in [0, size()); "" for a hole
-  virtual int32_t find(std::string_view piece) const = 0;       // -1 when absent
+  virtual int32_t size() const = 0;                        // largest id + 1
+  virtual const std::string& piece(int32_t id) const = 0;  // id in [0, size()); "" for a hole
+  virtual int32_t find(std::string_view piece) const = 0;  // -1 when absent
   virtual std::string kind() const = 0;
   // The "model" section of tokenizer.json as text.
   virtual std::string to_json() const = 0;
@@ -69,8 +69,8 @@ class PostProcessor {
   virtual void process(std::vector<int32_t>& ids) const = 0;
 };
 
-// One stage of a running decoder. A token arrives as put()* end_token(); finish() follows the last token. Stages pass on
-// what can no longer change, so that a whole text and a stream go through the same code.
+// One stage of a running decoder. A token arrives as put()* end_token(); finish() follows the last token. Stages pass
+// on what can no longer change, so that a whole text and a stream go through the same code.
 class DecodeStage {
  public:
   virtual ~DecodeStage() = default;

@@ -116,7 +116,8 @@ class FuseStage : public DecodeStage {
 // Cuts up to `start` leading and `stop` trailing occurrences of one character from each token.
 class StripStage : public DecodeStage {
  public:
-  StripStage(std::string content, size_t start, size_t stop) : content_(std::move(content)), start_(start), stop_(stop) {}
+  StripStage(std::string content, size_t start, size_t stop)
+      : content_(std::move(content)), start_(start), stop_(stop) {}
   void put(std::string_view bytes) override {
     held_ += bytes;
     while (leading_ && cut_ < start_ && held_.compare(0, content_.size(), content_) == 0) {
@@ -151,7 +152,8 @@ class StripStage : public DecodeStage {
 
 class MetaspaceStage : public TokenStage {
  public:
-  MetaspaceStage(std::string replacement, bool prepended) : replacement_(std::move(replacement)), prepended_(prepended) {}
+  MetaspaceStage(std::string replacement, bool prepended)
+      : replacement_(std::move(replacement)), prepended_(prepended) {}
 
  protected:
   void on_token(std::string token) override {
@@ -199,8 +201,8 @@ class BpeStage : public TokenStage {
 // English typography: no space before punctuation and contractions. Within one token, in this order.
 std::string cleaned_up(std::string token) {
   static constexpr std::pair<std::string_view, std::string_view> kRules[] = {
-      {" .", "."},     {" ?", "?"},     {" !", "!"},           {" ,", ","},   {" ' ", "'"},   {" n't", "n't"},
-      {" 'm", "'m"},   {" do not", " don't"}, {" 's", "'s"},   {" 've", "'ve"}, {" 're", "'re"}};
+      {" .", "."},   {" ?", "?"},           {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
+      {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
   if (token.find(' ') == std::string::npos) return token;
   for (const auto& [from, to] : kRules) {
     for (size_t at = token.find(from); at != std::string::npos; at = token.find(from, at + to.size())) {
@@ -353,7 +355,8 @@ const Row kTable[] = {
     {"CTC",
      [](Source s) {
        const Regex pad = Regex::literal(s.object.get_string("pad_token", "<pad>"), s.at("pad_token"));
-       const Regex delimiter = Regex::literal(s.object.get_string("word_delimiter_token", "|"), s.at("word_delimiter_token"));
+       const Regex delimiter =
+           Regex::literal(s.object.get_string("word_delimiter_token", "|"), s.at("word_delimiter_token"));
        const bool cleanup = s.object.get_bool("cleanup", true);
        return stage_decoder([=] { return std::make_unique<CtcStage>(pad, delimiter, cleanup); });
      }},
@@ -366,7 +369,8 @@ const Row kTable[] = {
 
 }  // namespace
 
-std::unique_ptr<Decoder> make_decoder(const nlohmann::json& section, const std::string& file, const std::string& where) {
+std::unique_ptr<Decoder> make_decoder(const nlohmann::json& section, const std::string& file,
+                                      const std::string& where) {
   return make_component<Decoder>(section, file, where, kTable);
 }
 

@@ -1,5 +1,5 @@
-// vocab.txt of BERT: one piece a line, the id is the line's number from 0. tokenizer_config.json beside it says what is done
-// to the text.
+// vocab.txt of BERT: one piece a line, the id is the line's number from 0. tokenizer_config.json beside it says what is
+// done to the text.
 #include "models/tokenizer/model_words.h"
 #include "models/tokenizer/tokenizer_state.h"
 #include "models/tokenizer/unicode.h"
@@ -41,14 +41,15 @@ Tokenizer load_bert_vocabulary(const std::string& path) {
   Vocabulary vocabulary(std::move(pieces));
   json added = json::array();
   std::vector<NamedToken> specials;
-  for (const auto& [key, fallback] : {std::pair("pad_token", "[PAD]"), std::pair("unk_token", "[UNK]"),
-                                      std::pair("cls_token", "[CLS]"), std::pair("sep_token", "[SEP]"),
-                                      std::pair("mask_token", "[MASK]")}) {
+  for (const auto& [key, fallback] :
+       {std::pair("pad_token", "[PAD]"), std::pair("unk_token", "[UNK]"), std::pair("cls_token", "[CLS]"),
+        std::pair("sep_token", "[SEP]"), std::pair("mask_token", "[MASK]")}) {
     specials.push_back({name(key, fallback), vocabulary.find(name(key, fallback))});
     const NamedToken& token = specials.back();
     if (token.id < 0) {
       if (std::string_view(key) == "pad_token" || std::string_view(key) == "mask_token") continue;
-      throw Error(ErrorCode::input, path + ": expected a line with the " + std::string(key) + " " + quote_for_message(token.name),
+      throw Error(ErrorCode::input,
+                  path + ": expected a line with the " + std::string(key) + " " + quote_for_message(token.name),
                   "this is no BERT vocabulary, or tokenizer_config.json beside it names other tokens");
     }
     added.push_back(special_token_entry(token.id, token.name));
@@ -56,18 +57,17 @@ Tokenizer load_bert_vocabulary(const std::string& path) {
   parts.model = std::make_unique<WordPieceModel>(std::move(vocabulary), std::move(options));
   append_configured_tokens(added, parts.config, path, *parts.model);
   const json* accents = config.find("strip_accents");
-  parts.sections = {
-      {"version", "1.0"},
-      {"added_tokens", added},
-      {"normalizer",
-       {{"type", "BertNormalizer"},
-        {"clean_text", true},
-        {"handle_chinese_chars", config.get_bool("tokenize_chinese_chars", true)},
-        {"strip_accents", accents != nullptr && accents->is_boolean() ? *accents : json()},
-        {"lowercase", lowercase}}},
-      {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
-      {"post_processor", around_template({specials[2]}, {specials[3]})},
-      {"decoder", {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}}}};
+  parts.sections = {{"version", "1.0"},
+                    {"added_tokens", added},
+                    {"normalizer",
+                     {{"type", "BertNormalizer"},
+                      {"clean_text", true},
+                      {"handle_chinese_chars", config.get_bool("tokenize_chinese_chars", true)},
+                      {"strip_accents", accents != nullptr && accents->is_boolean() ? *accents : json()},
+                      {"lowercase", lowercase}}},
+                    {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
+                    {"post_processor", around_template({specials[2]}, {specials[3]})},
+                    {"decoder", {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}}}};
   return assemble_tokenizer(std::move(parts));
 }
 

@@ -1,5 +1,6 @@
 // The vocabulary inside a GGUF file. llama.cpp has four kinds: "gpt2" (byte-level BPE with merges and a named
-// pre-tokenizer), "llama" (SentencePiece BPE with scores), "bert" (WordPiece, words marked by U+2581) and "t5" (Unigram).
+// pre-tokenizer), "llama" (SentencePiece BPE with scores), "bert" (WordPiece, words marked by U+2581) and "t5"
+// (Unigram).
 #include <algorithm>
 #include <cmath>
 
@@ -50,7 +51,8 @@ Vocab read_vocab(const GgufFile& file) {
   }
   vocab.scores.resize(tokens.size());
   for (size_t id = 0; id < vocab.scores.size(); ++id) {
-    if (!std::isfinite(vocab.scores[id])) fail(file, "scores", "piece " + std::to_string(id) + ": expected a finite score");
+    if (!std::isfinite(vocab.scores[id]))
+      fail(file, "scores", "piece " + std::to_string(id) + ": expected a finite score");
   }
   const std::vector<int64_t> types = file.get_ints(kPrefix + "token_type");
   if (!types.empty() && types.size() < tokens.size()) {
@@ -81,13 +83,15 @@ class Loader {
   Tokenizer load(const std::string& model) {
     json added = json::array();
     std::string name = file_.get_string("general.name").value_or("");
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     // The format has no flags for added tokens; llama.cpp knows this family by its name, and so must we.
     const bool phi3 = name.find("phi-3") != std::string::npos || name.find("phi3") != std::string::npos;
     for (size_t id = 0; id < vocab_.texts.size(); ++id) {
       const PieceType type = vocab_.types[id];
       const std::string& text = vocab_.texts[id];
-      if (text.empty() || (type != PieceType::control && type != PieceType::unknown && type != PieceType::user_defined)) continue;
+      if (text.empty() || (type != PieceType::control && type != PieceType::unknown && type != PieceType::user_defined))
+        continue;
       json entry = type == PieceType::user_defined ? plain_token_entry(static_cast<int32_t>(id), text)
                                                    : special_token_entry(static_cast<int32_t>(id), text);
       entry["rstrip"] = phi3 && text != "<unk>" && text != "<s>" && text != "<|endoftext|>";
@@ -149,7 +153,9 @@ class Loader {
     std::vector<BpeMerge> merges;
     for (const std::string_view line : file_.get_strings(kPrefix + "merges")) {
       const size_t space = line.find(' ', 1);
-      const auto malformed = [&](const std::string& what) { fail(file_, "merges", "entry " + std::to_string(merges.size()) + ": " + what); };
+      const auto malformed = [&](const std::string& what) {
+        fail(file_, "merges", "entry " + std::to_string(merges.size()) + ": " + what);
+      };
       if (space == std::string_view::npos) malformed("expected two pieces and a space");
       const std::string left(line.substr(0, space)), right(line.substr(space + 1));
       const BpeMerge merge{vocabulary.find(left), vocabulary.find(right), vocabulary.find(left + right),
@@ -240,7 +246,8 @@ class Loader {
       const PieceType type = vocab_.types[id];
       if (type == PieceType::normal) lowest = std::min(lowest, static_cast<double>(vocab_.scores[id]));
       scores.push_back(type == PieceType::user_defined ? 0.0 : static_cast<double>(vocab_.scores[id]));
-      options.excluded.push_back(type != PieceType::normal && type != PieceType::user_defined && type != PieceType::unused);
+      options.excluded.push_back(type != PieceType::normal && type != PieceType::user_defined &&
+                                 type != PieceType::unused);
       if (type == PieceType::user_defined) rules.user_defined.add(vocab_.texts[id], static_cast<int32_t>(id));
     }
     auto model = std::make_unique<UnigramModel>(Vocabulary(vocab_.texts), std::move(scores), std::move(options));
@@ -253,7 +260,8 @@ class Loader {
     rules.remove_extra_whitespaces = flag("remove_extra_whitespaces", false);
     const bool prefix = rules.add_dummy_prefix;
     json normalizers = json::array();
-    if (!table.empty()) normalizers.push_back({{"type", "Precompiled"}, {"precompiled_charsmap", encode_base64(table)}});
+    if (!table.empty())
+      normalizers.push_back({{"type", "Precompiled"}, {"precompiled_charsmap", encode_base64(table)}});
     if (rules.remove_extra_whitespaces) {
       for (const auto& [pattern, content] : {std::pair("\\A +| +\\z", ""), std::pair(" {2,}", " ")}) {
         normalizers.push_back({{"type", "Replace"}, {"pattern", {{"Regex", pattern}}}, {"content", content}});
@@ -276,8 +284,9 @@ class Loader {
       if (vocab_.texts[id].empty()) continue;
       const int32_t first = vocabulary.find(vocab_.texts[id]);
       if (first != static_cast<int32_t>(id)) {
-        fail(file_, "tokens", quote_for_message(vocab_.texts[id]) + " occurs twice, as ids " + std::to_string(first) + " and " +
-                                  std::to_string(id));
+        fail(file_, "tokens",
+             quote_for_message(vocab_.texts[id]) + " occurs twice, as ids " + std::to_string(first) + " and " +
+                 std::to_string(id));
       }
     }
   }
@@ -297,7 +306,8 @@ Tokenizer load_gguf_tokenizer(const std::string& path) {
                 "name the model's tokenizer.json or another GGUF file");
   }
   if (*model == "no_vocab" || *model == "none") {
-    throw Error(ErrorCode::input, path + ": field \"tokenizer.ggml.model\": the file was written without its vocabulary",
+    throw Error(ErrorCode::input,
+                path + ": field \"tokenizer.ggml.model\": the file was written without its vocabulary",
                 "name the model's tokenizer.json or another GGUF file");
   }
   return Loader(file, read_vocab(file)).load(*model);

@@ -81,6 +81,15 @@ Tokenizer load_vocab_merges(const std::string& vocab_path) {
                     {"pre_tokenizer", byte_level_section(prefix, true)},
                     {"post_processor", byte_level_section(true, true)},
                     {"decoder", byte_level_section(true, true)}};
+  // RoBERTa's files look like GPT-2's, but its texts stand between <s> and </s>.
+  const std::string kind = parts.config.is_object() && parts.config.contains("tokenizer_class") &&
+                                   parts.config["tokenizer_class"].is_string()
+                               ? parts.config["tokenizer_class"].get<std::string>()
+                               : "";
+  const int32_t start = parts.model->find("<s>"), end = parts.model->find("</s>");
+  if ((kind == "RobertaTokenizer" || kind == "RobertaTokenizerFast") && start >= 0 && end >= 0) {
+    parts.sections["post_processor"] = around_template({{"<s>", start}}, {{"</s>", end}});
+  }
   return assemble_tokenizer(std::move(parts));
 }
 

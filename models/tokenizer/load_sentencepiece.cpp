@@ -1,5 +1,6 @@
-// SentencePiece models (protobuf) of the BPE and Unigram kinds. Only the fields that change ids are read; their numbers are those of
-// sentencepiece_model.proto. Every length is checked against what remains, so a damaged file ends in an Error.
+// SentencePiece models (protobuf) of the BPE and Unigram kinds. Only the fields that change ids are read; their numbers
+// are those of sentencepiece_model.proto. Every length is checked against what remains, so a damaged file ends in an
+// Error.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -32,16 +33,23 @@ class Message {
     wire_ = static_cast<int>(key & 7);
     if (field_ == 0) fail("field number 0");
     switch (wire_) {
-      case 0: number_ = varint(); break;
-      case 1: bytes_ = take(8); break;
+      case 0:
+        number_ = varint();
+        break;
+      case 1:
+        bytes_ = take(8);
+        break;
       case 2: {
         const uint64_t length = varint();
         if (length > data_.size() - pos_) fail("a length of " + std::to_string(length) + " beyond the end");
         bytes_ = take(static_cast<size_t>(length));
         break;
       }
-      case 5: bytes_ = take(4); break;
-      default: fail("wire type " + std::to_string(wire_));
+      case 5:
+        bytes_ = take(4);
+        break;
+      default:
+        fail("wire type " + std::to_string(wire_));
     }
     return true;
   }
@@ -106,8 +114,9 @@ Model read_model(std::string_view data, const std::string& file) {
         if (message.field() == 2) piece.score = message.real();
         if (message.field() == 3) {
           if (message.number() < 1 || message.number() > 6) {
-            throw Error(ErrorCode::input, file + ": piece " + std::to_string(model.pieces.size()) +
-                                              " type: expected 1 to 6, found " + std::to_string(message.number()),
+            throw Error(ErrorCode::input,
+                        file + ": piece " + std::to_string(model.pieces.size()) + " type: expected 1 to 6, found " +
+                            std::to_string(message.number()),
                         "the file is damaged");
           }
           piece.type = static_cast<PieceType>(message.number());
@@ -186,8 +195,9 @@ Tokenizer load_sentencepiece(const std::string& path) {
   }
   static const char* const kTypes[] = {"", "unigram", "BPE", "word", "char"};
   if (model.type != 1 && model.type != 2) {
-    unsupported("trainer_spec.model_type", model.type <= 4 && model.type > 0 ? std::string("the model type ") + kTypes[model.type]
-                                                                             : "type " + std::to_string(model.type));
+    unsupported("trainer_spec.model_type", model.type <= 4 && model.type > 0
+                                               ? std::string("the model type ") + kTypes[model.type]
+                                               : "type " + std::to_string(model.type));
   }
 
   TokenizerParts parts;
@@ -241,7 +251,8 @@ Tokenizer load_sentencepiece(const std::string& path) {
                     {"decoder", {{"type", "Sequence"}, {"decoders", decoders}}}};
   // BOS goes first unless the config says otherwise, as in the Llama family, the reason why such files are read.
   const auto flag = parts.config.is_object() ? parts.config.find("add_bos_token") : parts.config.end();
-  const bool declined = parts.config.is_object() && flag != parts.config.end() && flag->is_boolean() && !flag->get<bool>();
+  const bool declined =
+      parts.config.is_object() && flag != parts.config.end() && flag->is_boolean() && !flag->get<bool>();
   if (bos_id >= 0 && !declined) {
     parts.sections["post_processor"] = bos_template(bos, bos_id);
   }

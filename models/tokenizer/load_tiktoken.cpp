@@ -1,6 +1,6 @@
-// tiktoken ranks: lines of a token in base64 and its rank. A rank is an id, and of two neighbours those merge first whose
-// joined bytes have the lowest rank. The file says neither how text is cut nor which tokens are special; both come from
-// tokenizer_config.json beside it or from the known vocabularies, recognised by their number of ranks.
+// tiktoken ranks: lines of a token in base64 and its rank. A rank is an id, and of two neighbours those merge first
+// whose joined bytes have the lowest rank. The file says neither how text is cut nor which tokens are special; both
+// come from tokenizer_config.json beside it or from the known vocabularies, recognised by their number of ranks.
 #include <charconv>
 #include <unordered_map>
 
@@ -67,8 +67,13 @@ const std::vector<KnownVocabulary>& known_vocabularies() {
        "<|reserved_special_token_%|>",
        3,
        247},
-      {"qwen", 151643, "qwen2", {{"<|endoftext|>", 151643}, {"<|im_start|>", 151644}, {"<|im_end|>", 151645}},
-       "<|extra_%|>", 0, 204},
+      {"qwen",
+       151643,
+       "qwen2",
+       {{"<|endoftext|>", 151643}, {"<|im_start|>", 151644}, {"<|im_end|>", 151645}},
+       "<|extra_%|>",
+       0,
+       204},
   };
   return known;
 }
@@ -91,7 +96,8 @@ Ranks read_ranks(const std::string& path) {
     if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
     if (line.empty()) continue;
     const auto fail = [&](const std::string& what) {
-      throw Error(ErrorCode::input, path + ":" + std::to_string(number) + ": " + what, "this is no file of tiktoken ranks");
+      throw Error(ErrorCode::input, path + ":" + std::to_string(number) + ": " + what,
+                  "this is no file of tiktoken ranks");
     };
     const size_t space = line.find(' ');
     std::string token;
@@ -102,13 +108,16 @@ Ranks read_ranks(const std::string& path) {
     const std::string_view digits = line.substr(space + 1);
     const auto [stop, failed] = std::from_chars(digits.data(), digits.data() + digits.size(), rank);
     if (failed != std::errc() || stop != digits.data() + digits.size() || rank < 0) fail("expected a rank from 0 on");
-    if (token.size() > kMaxToken) fail("a token of " + std::to_string(token.size()) + " bytes; at most 1024 are accepted");
+    if (token.size() > kMaxToken)
+      fail("a token of " + std::to_string(token.size()) + " bytes; at most 1024 are accepted");
     lines.emplace_back(rank, std::move(token));
   }
   for (auto& [rank, token] : lines) {
     if (!plausible_id(rank, lines.size())) {
-      throw Error(ErrorCode::input, path + ": rank " + std::to_string(rank) + " is out of proportion to the number of ranks, " +
-                                        std::to_string(lines.size()), "the file is damaged");
+      throw Error(ErrorCode::input,
+                  path + ": rank " + std::to_string(rank) + " is out of proportion to the number of ranks, " +
+                      std::to_string(lines.size()),
+                  "the file is damaged");
     }
     const auto at = static_cast<size_t>(rank);
     if (at >= ranks.bytes.size()) ranks.bytes.resize(at + 1);
@@ -118,7 +127,8 @@ Ranks read_ranks(const std::string& path) {
     ranks.bytes[at] = std::move(token);
   }
   ranks.count = lines.size();
-  if (ranks.count == 0) throw Error(ErrorCode::input, path + ": holds no ranks", "expected lines of base64 and a number");
+  if (ranks.count == 0)
+    throw Error(ErrorCode::input, path + ": holds no ranks", "expected lines of base64 and a number");
   return ranks;
 }
 
@@ -128,13 +138,15 @@ std::unique_ptr<TokenModel> make_model(const Ranks& ranks, const std::string& pa
   for (size_t rank = 0; rank < ranks.bytes.size(); ++rank) {
     if (ranks.bytes[rank].empty()) continue;
     if (!rank_of.emplace(ranks.bytes[rank], static_cast<int32_t>(rank)).second) {
-      throw Error(ErrorCode::input, path + ": the token of rank " + std::to_string(rank) + " occurs twice", "the file is damaged");
+      throw Error(ErrorCode::input, path + ": the token of rank " + std::to_string(rank) + " occurs twice",
+                  "the file is damaged");
     }
     append_byte_level(pieces[rank], ranks.bytes[rank]);
   }
   for (int b = 0; b < 256; ++b) {
     if (rank_of.count(std::string(1, static_cast<char>(b))) == 0) {
-      throw Error(ErrorCode::input, path + ": the byte " + std::to_string(b) + " has no rank", "every single byte needs one");
+      throw Error(ErrorCode::input, path + ": the byte " + std::to_string(b) + " has no rank",
+                  "every single byte needs one");
     }
   }
   std::vector<BpeMerge> merges;
@@ -187,8 +199,8 @@ Tokenizer load_tiktoken(const std::string& path) {
   }
   if (pattern.empty() && known != nullptr) pattern = pattern_named(known->pattern);
   if (pattern.empty()) {
-    throw Error(ErrorCode::unsupported, path + ": how text is cut is not known for a vocabulary of " +
-                                            std::to_string(ranks.count) + " ranks",
+    throw Error(ErrorCode::unsupported,
+                path + ": how text is cut is not known for a vocabulary of " + std::to_string(ranks.count) + " ranks",
                 "give the split expression as \"pat_str\" in a tokenizer_config.json beside the file");
   }
   if (known != nullptr && added.empty()) {

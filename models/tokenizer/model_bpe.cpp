@@ -1,9 +1,9 @@
-// BPE that is linear for the texts people have. Three things make it so: words already seen are in a cache; a text is first
-// cut where no merge could ever join the two neighbours; and what remains is merged by rank, all places of one rank in a
-// row, so that a million equal characters need no queue of a million entries.
+// BPE that is linear for the texts people have. Three things make it so: words already seen are in a cache; a text is
+// first cut where no merge could ever join the two neighbours; and what remains is merged by rank, all places of one
+// rank in a row, so that a million equal characters need no queue of a million entries.
 //
-// A merge (a, b) can only join across the border of two symbols x|y when a ends with the last character of x and b begins
-// with the first character of y, because a piece is the concatenation of its parts. So borders whose pair of
+// A merge (a, b) can only join across the border of two symbols x|y when a ends with the last character of x and b
+// begins with the first character of y, because a piece is the concatenation of its parts. So borders whose pair of
 // characters occurs in no merge are hard, and segments between hard borders are independent.
 #include "models/tokenizer/model_bpe.h"
 
@@ -16,7 +16,8 @@
 namespace thimble {
 namespace {
 
-constexpr size_t kFew = 48;  // symbols: up to here a scan for the best pair beats lists
+constexpr size_t kFew = 48;               // symbols: up to here a scan for the best pair beats lists
+constexpr size_t kKeptSymbols = 1 << 16;  // the work space of a longer text is given back
 constexpr size_t kBloomBits = 1 << 20;
 constexpr int32_t kGone = -1;
 
@@ -73,7 +74,9 @@ BpeModel::BpeModel(Vocabulary vocabulary, std::vector<BpeMerge> merges, BpeOptio
   table_.assign(slots, {kNoMerge, kNoMerge});
   joins_.assign(kBloomBits / 64, 0);
   ascii_joins_.assign(128 * 128 / 64, 0);
-  const auto no_character = [&](int32_t id) { return id == unk_id_ || (options_.byte_fallback && byte_token_value(piece(id)) >= 0); };
+  const auto no_character = [&](int32_t id) {
+    return id == unk_id_ || (options_.byte_fallback && byte_token_value(piece(id)) >= 0);
+  };
   cuts_text_ = plain_ && options_.frozen.empty();
   for (const BpeMerge& merge : merges_) {
     const uint64_t key = pair_key(merge.left, merge.right);
@@ -251,7 +254,12 @@ void BpeModel::merge_many(const int32_t* begin, size_t count, Space& space, std:
     offer(left.previous);
     offer(place);
   }
-  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) out.push_back(symbols[static_cast<size_t>(i)].id);
+  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next)
+    out.push_back(symbols[static_cast<size_t>(i)].id);
+  if (count > kKeptSymbols) {
+    space.buckets = {};
+    space.symbols = {};
+  }
 }
 
 // Cuts at hard borders and merges what lies between. Frozen symbols are borders, too.
@@ -327,8 +335,8 @@ void BpeModel::encode_segment(std::string_view segment, bool whole, Space& space
   space.words.add(segment, hash, out.data() + from, out.size() - from);
 }
 
-// Without a pre-tokenizer a piece may be a whole book. Hard borders are then looked for in the text itself. Characters without
-// a piece of their own stay together: their unk may be one for all.
+// Without a pre-tokenizer a piece may be a whole book. Hard borders are then looked for in the text itself. Characters
+// without a piece of their own stay together: their unk may be one for all.
 void BpeModel::encode_text(std::string_view text, Space& space, std::vector<int32_t>& out) const {
   size_t begin = 0;
   char32_t before = 0;
@@ -365,17 +373,18 @@ void BpeModel::encode(const Piece* pieces, size_t count, bool raw_bytes, std::ve
 
 std::string BpeModel::to_json() const {
   if (!options_.frozen.empty()) {
-    throw Error(ErrorCode::unsupported, "a SentencePiece model with user-defined pieces cannot be written as tokenizer.json",
+    throw Error(ErrorCode::unsupported,
+                "a SentencePiece model with user-defined pieces cannot be written as tokenizer.json",
                 "keep using the tokenizer.model file");
   }
   const auto quoted = [](const std::string& text) { return nlohmann::json(text).dump(); };
   const auto flag = [](bool value) { return value ? "true" : "false"; };
-  std::string out = "{\n    \"type\": \"BPE\",\n    \"dropout\": null,\n    \"unk_token\": " + json_string(options_.unk_token) +
-                    ",\n    \"continuing_subword_prefix\": " + json_string(options_.continuing_subword_prefix) +
-                    ",\n    \"end_of_word_suffix\": " + json_string(options_.end_of_word_suffix) +
-                    ",\n    \"fuse_unk\": " + flag(options_.fuse_unk) +
-                    ",\n    \"byte_fallback\": " + flag(options_.byte_fallback) +
-                    ",\n    \"ignore_merges\": " + flag(options_.ignore_merges) + ",\n    \"vocab\": {";
+  std::string out =
+      "{\n    \"type\": \"BPE\",\n    \"dropout\": null,\n    \"unk_token\": " + json_string(options_.unk_token) +
+      ",\n    \"continuing_subword_prefix\": " + json_string(options_.continuing_subword_prefix) +
+      ",\n    \"end_of_word_suffix\": " + json_string(options_.end_of_word_suffix) +
+      ",\n    \"fuse_unk\": " + flag(options_.fuse_unk) + ",\n    \"byte_fallback\": " + flag(options_.byte_fallback) +
+      ",\n    \"ignore_merges\": " + flag(options_.ignore_merges) + ",\n    \"vocab\": {";
   const char* separator = "\n";
   for (int32_t id = 0; id < vocabulary_.size(); ++id) {
     if (vocabulary_.piece(id).empty()) continue;
@@ -385,15 +394,18 @@ std::string BpeModel::to_json() const {
   out += "\n    },\n    \"merges\": [";
   separator = "\n";
   std::vector<BpeMerge> ordered = merges_;
-  std::stable_sort(ordered.begin(), ordered.end(), [](const BpeMerge& a, const BpeMerge& b) { return a.rank < b.rank; });
-  // "a b" is read by every version of the tokenizers library, ["a", "b"] by those since 0.20; pieces with spaces need it.
+  std::stable_sort(ordered.begin(), ordered.end(),
+                   [](const BpeMerge& a, const BpeMerge& b) { return a.rank < b.rank; });
+  // "a b" is read by every version of the tokenizers library, ["a", "b"] by those since 0.20; pieces with spaces need
+  // it.
   const bool pairs = std::any_of(ordered.begin(), ordered.end(), [&](const BpeMerge& merge) {
     return vocabulary_.piece(merge.left).find(' ') != std::string::npos ||
            vocabulary_.piece(merge.right).find(' ') != std::string::npos;
   });
   for (const BpeMerge& merge : ordered) {
     const std::string &left = vocabulary_.piece(merge.left), &right = vocabulary_.piece(merge.right);
-    out += separator + ("      " + (pairs ? "[" + quoted(left) + ", " + quoted(right) + "]" : quoted(left + " " + right)));
+    out +=
+        separator + ("      " + (pairs ? "[" + quoted(left) + ", " + quoted(right) + "]" : quoted(left + " " + right)));
     separator = ",\n";
   }
   return out + "\n    ]\n  }";

@@ -44,7 +44,8 @@ class BpeModel : public TokenModel {
   struct Symbol {
     int32_t id, previous, next;
   };
-  // Places of one rank that wait to be merged, in their order. Most arrive in order and go to `line`; the others to a heap.
+  // Places of one rank that wait to be merged, in their order. Most arrive in order and go to `line`; the others to a
+  // heap.
   struct Bucket {
     uint32_t rank;
     size_t cursor = 0;
@@ -79,19 +80,19 @@ class BpeModel : public TokenModel {
   std::vector<BpeMerge> merges_;
   BpeOptions options_;
   int32_t unk_id_ = -1;
-  bool plain_ = true;              // neither prefix nor suffix
-  bool cuts_text_ = false;         // borders can be seen in the text: see encode_text
+  bool plain_ = true;       // neither prefix nor suffix
+  bool cuts_text_ = false;  // borders can be seen in the text: see encode_text
   bool takes_raw_bytes_ = false;
-  std::vector<int32_t> bytes_;     // id of <0xNN>, -1 when absent
+  std::vector<int32_t> bytes_;          // id of <0xNN>, -1 when absent
   std::vector<int32_t> spelled_bytes_;  // id of the character that stands for a byte in byte-level vocabularies
-  std::vector<int32_t> bmp_;       // id of the one-character piece of each code point below U+10000
+  std::vector<int32_t> bmp_;            // id of the one-character piece of each code point below U+10000
   struct MergeSlot {
-    uint64_t key, value;           // left << 32 | right; rank << 32 | result
+    uint64_t key, value;  // left << 32 | right; rank << 32 | result
   };
-  std::vector<MergeSlot> table_;   // open addressing
-  std::vector<char32_t> first_, last_;   // of each piece
-  std::vector<uint64_t> joins_;          // Bloom filter of (last of left, first of right) over all merges
-  std::vector<uint64_t> ascii_joins_;    // the same for two ASCII characters, exact
+  std::vector<MergeSlot> table_;        // open addressing
+  std::vector<char32_t> first_, last_;  // of each piece
+  std::vector<uint64_t> joins_;         // Bloom filter of (last of left, first of right) over all merges
+  std::vector<uint64_t> ascii_joins_;   // the same for two ASCII characters, exact
   ByteTrie frozen_;
   mutable SpacePool<Space> spaces_;
 };

@@ -1,5 +1,5 @@
-// Viterbi from left to right: best[i] is the best cut of the first i bytes. Of equal sums the first found stays. Neighbouring
-// unknown characters are one unknown piece.
+// Viterbi from left to right: best[i] is the best cut of the first i bytes. Of equal sums the first found stays.
+// Neighbouring unknown characters are one unknown piece.
 #include "models/tokenizer/model_unigram.h"
 
 #include <algorithm>
@@ -20,7 +20,8 @@ UnigramModel::UnigramModel(Vocabulary vocabulary, std::vector<double> scores, Un
   }
   unknown_score_ = lowest - 10;
   bytes_.resize(256, -1);
-  for (int b = 0; b < 256 && options_.byte_fallback; ++b) bytes_[static_cast<size_t>(b)] = vocabulary_.find(byte_token(b));
+  for (int b = 0; b < 256 && options_.byte_fallback; ++b)
+    bytes_[static_cast<size_t>(b)] = vocabulary_.find(byte_token(b));
 }
 
 void UnigramModel::add_unknown(std::string_view text, std::vector<int32_t>& ids) const {
@@ -28,8 +29,9 @@ void UnigramModel::add_unknown(std::string_view text, std::vector<int32_t>& ids)
   const int32_t whole = options_.excluded.empty() ? vocabulary_.find(text) : -1;
   if (whole >= 0) {
     ids.push_back(whole);
-  } else if (options_.byte_fallback &&
-             std::all_of(text.begin(), text.end(), [&](char b) { return bytes_[static_cast<unsigned char>(b)] >= 0; })) {
+  } else if (options_.byte_fallback && std::all_of(text.begin(), text.end(), [&](char b) {
+               return bytes_[static_cast<unsigned char>(b)] >= 0;
+             })) {
     for (const char b : text) ids.push_back(bytes_[static_cast<unsigned char>(b)]);
   } else {
     ids.push_back(options_.unk_id);
@@ -43,7 +45,8 @@ void UnigramModel::encode_text(std::string_view text, Space& space, std::vector<
     Node& node = best[end];
     if (node.start >= 0 && !(score > node.score)) return;
     // SentencePiece keeps the sum as a float but compares it as a double.
-    node = {options_.single_precision ? static_cast<double>(static_cast<float>(score)) : score, id, static_cast<int32_t>(start)};
+    node = {options_.single_precision ? static_cast<double>(static_cast<float>(score)) : score, id,
+            static_cast<int32_t>(start)};
   };
   for (size_t pos = 0; pos < text.size();) {
     size_t next = pos;
@@ -61,8 +64,9 @@ void UnigramModel::encode_text(std::string_view text, Space& space, std::vector<
     }
     if (!single) {
       if (options_.unk_id < 0) {
-        throw Error(ErrorCode::input, "the character " + quote_for_message(text.substr(pos, next - pos)) +
-                                          " has no piece, and the vocabulary has no unknown piece",
+        throw Error(ErrorCode::input,
+                    "the character " + quote_for_message(text.substr(pos, next - pos)) +
+                        " has no piece, and the vocabulary has no unknown piece",
                     "use a tokenizer whose model has unk_id");
       }
       offer(next, here + unknown_score_, options_.unk_id, pos);
@@ -72,7 +76,8 @@ void UnigramModel::encode_text(std::string_view text, Space& space, std::vector<
   // Ends of pieces from the back; then forwards, joining unknown neighbours.
   std::vector<int32_t>& ends = space.reversed;
   ends.clear();
-  for (size_t end = text.size(); end > 0; end = static_cast<size_t>(best[end].start)) ends.push_back(static_cast<int32_t>(end));
+  for (size_t end = text.size(); end > 0; end = static_cast<size_t>(best[end].start))
+    ends.push_back(static_cast<int32_t>(end));
   for (size_t i = ends.size(); i > 0;) {
     const Node& node = best[static_cast<size_t>(ends[--i])];
     if (node.id != options_.unk_id) {
@@ -84,6 +89,11 @@ void UnigramModel::encode_text(std::string_view text, Space& space, std::vector<
     const auto start = static_cast<size_t>(node.start);
     add_unknown(text.substr(start, end - start), ids);
   }
+  constexpr size_t kKeptNodes = 1 << 16;  // the work space of a longer text is given back
+  if (best.size() > kKeptNodes) {
+    best = {};
+    ends = {};
+  }
 }
 
 void UnigramModel::encode(const Piece* pieces, size_t count, bool, std::vector<int32_t>& ids) const {
@@ -93,7 +103,8 @@ void UnigramModel::encode(const Piece* pieces, size_t count, bool, std::vector<i
     const std::string_view text = pieces[i].text;
     if (text.empty()) continue;
     if (text.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-      throw Error(ErrorCode::input, "a text of " + std::to_string(text.size()) + " bytes is too long for a Unigram tokenizer",
+      throw Error(ErrorCode::input,
+                  "a text of " + std::to_string(text.size()) + " bytes is too long for a Unigram tokenizer",
                   "cut it into parts below 2 GB");
     }
     if (text.size() > WordCache::kLongestWord) {
@@ -110,8 +121,8 @@ void UnigramModel::encode(const Piece* pieces, size_t count, bool, std::vector<i
 
 std::string UnigramModel::to_json() const {
   std::string out = "{\n    \"type\": \"Unigram\",\n    \"unk_id\": " +
-                    (options_.unk_id < 0 ? std::string("null") : std::to_string(options_.unk_id)) + ",\n    \"byte_fallback\": " +
-                    (options_.byte_fallback ? "true" : "false") + ",\n    \"vocab\": [";
+                    (options_.unk_id < 0 ? std::string("null") : std::to_string(options_.unk_id)) +
+                    ",\n    \"byte_fallback\": " + (options_.byte_fallback ? "true" : "false") + ",\n    \"vocab\": [";
   const char* separator = "\n";
   for (int32_t id = 0; id < vocabulary_.size(); ++id) {
     out += separator + ("      [" + nlohmann::json(vocabulary_.piece(id)).dump() + ", " +

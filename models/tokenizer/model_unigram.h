@@ -23,8 +23,8 @@ struct UnigramOptions {
 
 class UnigramModel : public TokenModel {
  public:
-  // scores[id] belongs to the vocabulary's piece; the lowest one of pieces that are not excluded, less 10, is that of an
-  // unknown character. unk_id is -1 or inside the vocabulary.
+  // scores[id] belongs to the vocabulary's piece; the lowest one of pieces that are not excluded, less 10, is that of
+  // an unknown character. unk_id is -1 or inside the vocabulary.
   UnigramModel(Vocabulary vocabulary, std::vector<double> scores, UnigramOptions options);
 
   // Errors: input for a character without piece when there is no unknown piece.

@@ -75,7 +75,8 @@ std::string WordPieceModel::to_json() const {
     if (piece.empty()) continue;
     const std::string& mark = options_.word_prefix;
     if (!mark.empty() && id != unk_id_ && !(piece.front() == '[' && piece.back() == ']' && piece.size() > 2)) {
-      piece = piece.compare(0, mark.size(), mark) == 0 && piece.size() > mark.size() ? piece.substr(mark.size()) : "##" + piece;
+      piece = piece.compare(0, mark.size(), mark) == 0 && piece.size() > mark.size() ? piece.substr(mark.size())
+                                                                                     : "##" + piece;
     }
     out += separator + ("      " + nlohmann::json(piece).dump()) + ": " + std::to_string(id);
     separator = ",\n";
@@ -92,8 +93,9 @@ void WordLevelModel::encode(const Piece* pieces, size_t count, bool, std::vector
     if (word.empty()) continue;
     const int32_t id = vocabulary_.find(word);
     if (id < 0 && unk_id_ < 0) {
-      throw Error(ErrorCode::input, "the word " + quote_for_message(word) + " is not in the vocabulary, which has no unknown token " +
-                                        quote_for_message(unk_token_),
+      throw Error(ErrorCode::input,
+                  "the word " + quote_for_message(word) + " is not in the vocabulary, which has no unknown token " +
+                      quote_for_message(unk_token_),
                   "add the unknown token to the vocabulary of the tokenizer file");
     }
     ids.push_back(id >= 0 ? id : unk_id_);

@@ -79,8 +79,7 @@ std::unique_ptr<TokenModel> make_bpe(const ComponentSource& source) {
     } else {
       throw malformed();
     }
-    merges.push_back(
-        read_merge(vocabulary, left, right, options.continuing_subword_prefix.size(), rank, at));
+    merges.push_back(read_merge(vocabulary, left, right, options.continuing_subword_prefix.size(), rank, at));
     ++rank;
   }
   return std::make_unique<BpeModel>(std::move(vocabulary), std::move(merges), std::move(options));
@@ -90,7 +89,8 @@ std::unique_ptr<TokenModel> make_wordpiece(const ComponentSource& source) {
   Vocabulary vocabulary(read_vocabulary(source));
   WordPieceOptions options;
   options.unk_token = source.object.get_string("unk_token", options.unk_token);
-  options.continuing_subword_prefix = source.object.get_string("continuing_subword_prefix", options.continuing_subword_prefix);
+  options.continuing_subword_prefix =
+      source.object.get_string("continuing_subword_prefix", options.continuing_subword_prefix);
   options.max_input_chars_per_word =
       source.object.get_int("max_input_chars_per_word", options.max_input_chars_per_word, 0, int64_t{1} << 40);
   if (vocabulary.find(options.unk_token) < 0) source.object.fail("unk_token", "a piece of the vocabulary");
@@ -115,7 +115,8 @@ std::unique_ptr<TokenModel> make_unigram(const ComponentSource& source) {
   }
   if (pieces.empty()) source.object.fail("vocab", "at least one piece");
   UnigramOptions options;
-  options.unk_id = static_cast<int32_t>(source.object.get_int("unk_id", -1, 0, static_cast<int64_t>(pieces.size()) - 1));
+  options.unk_id =
+      static_cast<int32_t>(source.object.get_int("unk_id", -1, 0, static_cast<int64_t>(pieces.size()) - 1));
   options.byte_fallback = source.object.get_bool("byte_fallback", false);
   return std::make_unique<UnigramModel>(Vocabulary(std::move(pieces)), std::move(scores), std::move(options));
 }

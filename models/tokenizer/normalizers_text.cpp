@@ -116,12 +116,14 @@ class SentencePiece : public Normalizer {
   Part next(std::string_view text, size_t pos) const {
     const std::string_view rest = text.substr(pos);
     if (!rules_.user_defined.empty()) {
-      if (const size_t length = rules_.user_defined.longest(rest).length; length > 0) return {length, rest.substr(0, length)};
+      if (const size_t length = rules_.user_defined.longest(rest).length; length > 0)
+        return {length, rest.substr(0, length)};
     }
     if (!rules_.charsmap.empty()) {
       const Charsmap::Match match = rules_.charsmap.longest(rest);
       // A replacement that ends inside a character is a damaged table's.
-      if (match.length > 0 && (match.length == rest.size() || (static_cast<unsigned char>(rest[match.length]) & 0xC0) != 0x80)) {
+      if (match.length > 0 &&
+          (match.length == rest.size() || (static_cast<unsigned char>(rest[match.length]) & 0xC0) != 0x80)) {
         return {match.length, match.replacement};
       }
     }

@@ -17,8 +17,8 @@ struct SentencePieceRules {
   ByteTrie user_defined;  // pieces that are left as they are
   bool add_dummy_prefix = true;
   bool remove_extra_whitespaces = true;
-  bool escape_whitespaces = true;         // spaces become U+2581
-  bool whitespace_as_suffix = false;      // the dummy goes behind the text
+  bool escape_whitespaces = true;     // spaces become U+2581
+  bool whitespace_as_suffix = false;  // the dummy goes behind the text
 };
 
 std::unique_ptr<Normalizer> make_sentencepiece_normalizer(SentencePieceRules rules);

@@ -214,7 +214,8 @@ class Metaspace : public PreTokenizer {
       if (cut_) {
         // Each mark goes with what follows it; a mark behind a mark stands alone.
         for (size_t begin = 0; begin < whole.text.size();) {
-          const size_t search = whole.text.compare(begin, replacement_.size(), replacement_) == 0 ? replacement_.size() : 0;
+          const size_t search =
+              whole.text.compare(begin, replacement_.size(), replacement_) == 0 ? replacement_.size() : 0;
           const size_t end = std::min(whole.text.find(replacement_, begin + search), whole.text.size());
           out.push_back({whole.text.substr(begin, end - begin), whole.at_start && begin == 0});
           begin = end;
@@ -347,7 +348,8 @@ class Sequence : public PreTokenizer {
   const ScannerRule* whole_scanner() const override {
     if (parts_.size() == 1) return parts_[0]->whole_scanner();
     const auto* last = parts_.size() == 2 ? dynamic_cast<const ByteLevel*>(parts_[1].get()) : nullptr;
-    return last != nullptr && last->does_nothing_raw() && !parts_[0]->spells_bytes() ? parts_[0]->whole_scanner() : nullptr;
+    return last != nullptr && last->does_nothing_raw() && !parts_[0]->spells_bytes() ? parts_[0]->whole_scanner()
+                                                                                     : nullptr;
   }
 
  private:
@@ -355,8 +357,8 @@ class Sequence : public PreTokenizer {
 };
 
 Behavior read_behavior(const ComponentSource& source, const std::string& fallback) {
-  const std::string name = fallback.empty() ? source.object.require_string("behavior")
-                                            : source.object.get_string("behavior", fallback);
+  const std::string name =
+      fallback.empty() ? source.object.require_string("behavior") : source.object.get_string("behavior", fallback);
   if (name == "Removed") return Behavior::removed;
   if (name == "Isolated") return Behavior::isolated;
   if (name == "MergedWithPrevious") return Behavior::merged_with_previous;

@@ -1,4 +1,5 @@
-// The alternatives in their order, each greedy, with the backtracking that the expressions really do worked out by hand.
+// The alternatives in their order, each greedy, with the backtracking that the expressions really do worked out by
+// hand.
 #include "models/tokenizer/scanner.h"
 
 #include <algorithm>
@@ -17,10 +18,9 @@ using Words = ScannerRule::Words;
 #define THIMBLE_LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
 #define THIMBLE_PREFIX "[^\\r\\n\\p{L}\\p{N}]?"
 
-const KnownPattern kGpt2Pattern = {
-    "gpt-2",
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)",
-    {Contractions::ascii, Words::space_letters, false, 0, false, false}};
+const KnownPattern kGpt2Pattern = {"gpt-2",
+                                   R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)",
+                                   {Contractions::ascii, Words::space_letters, false, 0, false, false}};
 
 const KnownPattern kKnownPatterns[] = {
     kGpt2Pattern,
@@ -35,11 +35,12 @@ const KnownPattern kKnownPatterns[] = {
      {Contractions::any_case, Words::any_letters, false, 1, true, false}},
     {"gpt-4o",
      THIMBLE_PREFIX THIMBLE_UPPER "*" THIMBLE_LOWER "+" THIMBLE_CONTRACTIONS "?|" THIMBLE_PREFIX THIMBLE_UPPER
-     "+" THIMBLE_LOWER "*" THIMBLE_CONTRACTIONS "?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" THIMBLE_SPACES,
+                                  "+" THIMBLE_LOWER "*" THIMBLE_CONTRACTIONS
+                                  "?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" THIMBLE_SPACES,
      {Contractions::any_case, Words::cased, true, 3, true, true}},
     {"tekken",
      THIMBLE_PREFIX THIMBLE_UPPER "*" THIMBLE_LOWER "+|" THIMBLE_PREFIX THIMBLE_UPPER "+" THIMBLE_LOWER
-     "*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" THIMBLE_SPACES,
+                                  "*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" THIMBLE_SPACES,
      {Contractions::none, Words::cased, false, 1, true, true}},
 };
 const size_t kKnownPatternCount = sizeof(kKnownPatterns) / sizeof(kKnownPatterns[0]);
@@ -125,8 +126,9 @@ class Scan {
     return pos;
   }
 
-  // PREFIX? UPPER* LOWER+ | PREFIX? UPPER+ LOWER*. Letters without case and marks are both, so an upper run gives back its
-  // last such characters when no lower one follows: as a whole the longest UPPER* LOWER*, unless it ends in upper case.
+  // PREFIX? UPPER* LOWER+ | PREFIX? UPPER+ LOWER*. Letters without case and marks are both, so an upper run gives back
+  // its last such characters when no lower one follows: as a whole the longest UPPER* LOWER*, unless it ends in upper
+  // case.
   size_t cased_word(size_t pos, size_t next, uint8_t first) const {
     const bool prefix = (first & (kNewline | kLetter | kNumber)) == 0 && next < size_;
     if (prefix) {  // a mark may be a prefix, too: greedy, the prefix is tried first
@@ -179,7 +181,8 @@ class Scan {
     return pos;
   }
   size_t spaces(size_t pos) const {
-    size_t end = pos, last = pos, newline = pos;  // end of the run, where its last character begins, behind the last newline
+    size_t end = pos, last = pos,
+           newline = pos;  // end of the run, where its last character begins, behind the last newline
     while (end < size_) {
       size_t next = end;
       const uint8_t c = take(next);

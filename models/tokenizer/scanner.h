@@ -8,11 +8,15 @@
 
 namespace thimble {
 
-// One alternation of words, numbers, other characters and white space. Together they cover every text, so what is cut is
-// the same whether a file wants matches isolated or what lies between them removed.
+// One alternation of words, numbers, other characters and white space. Together they cover every text, so what is cut
+// is the same whether a file wants matches isolated or what lies between them removed.
 struct ScannerRule {
-  enum class Contractions { none, ascii, any_case };        // 's 't 're 've 'm 'll 'd
-  enum class Words { space_letters, any_letters, cased };    // " ?\p{L}+" | "[^\r\n\p{L}\p{N}]?\p{L}+" | lower after upper case
+  enum class Contractions { none, ascii, any_case };  // 's 't 're 've 'm 'll 'd
+  enum class Words {
+    space_letters,
+    any_letters,
+    cased
+  };  // " ?\p{L}+" | "[^\r\n\p{L}\p{N}]?\p{L}+" | lower after upper case
   Contractions contractions;
   Words words;
   bool contraction_ends_word;  // cased words only: a contraction belongs to the word before it

@@ -1,10 +1,9 @@
 // Pieces of tokenizer.json that are made here rather than read.
-#include "models/tokenizer/tokenizer_state.h"
-
 #include <charconv>
 #include <climits>
 #include <set>
 
+#include "models/tokenizer/tokenizer_state.h"
 #include "tensor/file.h"
 
 namespace thimble {
@@ -12,7 +11,7 @@ namespace thimble {
 using nlohmann::json;
 
 json special_token_entry(int32_t id, const std::string& content) {
-  return {{"id", id},        {"content", content}, {"single_word", false}, {"lstrip", false},
+  return {{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
           {"rstrip", false}, {"normalized", false}, {"special", true}};
 }
 
@@ -27,7 +26,8 @@ json around_template(const std::vector<NamedToken>& before, const std::vector<Na
   const auto put = [&](const std::vector<NamedToken>& list, json& to, int type) {
     for (const NamedToken& token : list) {
       to.push_back({{"SpecialToken", {{"id", token.name}, {"type_id", type}}}});
-      tokens[token.name] = {{"id", token.name}, {"ids", json::array({token.id})}, {"tokens", json::array({token.name})}};
+      tokens[token.name] = {
+          {"id", token.name}, {"ids", json::array({token.id})}, {"tokens", json::array({token.name})}};
     }
   };
   const auto text = [](const char* name, int type) { return json{{"Sequence", {{"id", name}, {"type_id", type}}}}; };
@@ -44,7 +44,8 @@ json around_template(const std::vector<NamedToken>& before, const std::vector<Na
 json bos_template(const std::string& bos, int32_t id) { return around_template({{bos, id}}, {}); }
 
 json byte_level_section(bool add_prefix_space, bool use_regex) {
-  return {{"type", "ByteLevel"}, {"add_prefix_space", add_prefix_space}, {"trim_offsets", true}, {"use_regex", use_regex}};
+  return {
+      {"type", "ByteLevel"}, {"add_prefix_space", add_prefix_space}, {"trim_offsets", true}, {"use_regex", use_regex}};
 }
 
 json split_and_spell(const std::vector<std::string>& regexes) {
@@ -85,14 +86,19 @@ void append_configured_tokens(json& added, const json& config, const std::string
     }
   }
   const size_t slash = path.rfind('/');
-  const std::string beside = join_path(slash == std::string::npos ? "." : path.substr(0, slash + 1), "added_tokens.json");
+  const std::string beside =
+      join_path(slash == std::string::npos ? "." : path.substr(0, slash + 1), "added_tokens.json");
   if (!file_exists(beside)) return;
   const json file = parse_json_file(beside);
   const JsonObject object(file, beside);
   for (const auto& [content, id] : file.items()) {
     if (!id.is_number_integer()) object.fail(quote_for_message(content), "an id");
-    add(id.get<int64_t>(), {{"content", content}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                            {"normalized", true}, {"special", false}});
+    add(id.get<int64_t>(), {{"content", content},
+                            {"single_word", false},
+                            {"lstrip", false},
+                            {"rstrip", false},
+                            {"normalized", true},
+                            {"special", false}});
   }
 }
 

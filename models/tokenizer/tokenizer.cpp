@@ -196,8 +196,8 @@ Tokenizer assemble_tokenizer(TokenizerParts parts) {
     const nlohmann::json* value = root.find(key);
     return value == nullptr ? nlohmann::json() : *value;
   };
-  state->normalizer = parts.normalizer ? std::move(parts.normalizer)
-                                       : make_normalizer(section("normalizer"), file, "normalizer");
+  state->normalizer =
+      parts.normalizer ? std::move(parts.normalizer) : make_normalizer(section("normalizer"), file, "normalizer");
   state->pre_tokenizer = make_pre_tokenizer(section("pre_tokenizer"), file, "pre_tokenizer");
   state->post_processor = make_post_processor(section("post_processor"), file, "post_processor");
   nlohmann::json decoder = section("decoder");
@@ -223,16 +223,18 @@ Tokenizer assemble_tokenizer(TokenizerParts parts) {
   state->format = parts.format;
   state->config = std::move(parts.config);
   state->strip_after_bos = parts.strip_after_bos;
-  state->bos = named_token(*state, "bos_token", {"<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>",
-                                                 "[CLS]", "\n<s>\n"});
-  state->eos = named_token(*state, "eos_token", {"</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|endoftext|>",
-                                                 "[SEP]", "\n</s>\n"});
+  state->bos =
+      named_token(*state, "bos_token",
+                  {"<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "<|endoftext|>", "[CLS]", "\n<s>\n"});
+  state->eos = named_token(*state, "eos_token",
+                           {"</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|endoftext|>", "[SEP]", "\n</s>\n"});
   std::vector<int32_t> around;
   if (state->post_processor) state->post_processor->process(around);
   for (const int32_t id : around) {
     if (id >= state->vocab_size) {
-      throw Error(ErrorCode::input, file + ": field \"post_processor\": token id " + std::to_string(id) +
-                                        " is outside [0, " + std::to_string(state->vocab_size) + ")",
+      throw Error(ErrorCode::input,
+                  file + ": field \"post_processor\": token id " + std::to_string(id) + " is outside [0, " +
+                      std::to_string(state->vocab_size) + ")",
                   "the file names a token that its vocabulary does not have");
     }
   }
@@ -245,7 +247,8 @@ Tokenizer assemble_tokenizer(TokenizerParts parts) {
 
 Tokenizer Tokenizer::load(const std::string& path) {
   if (is_directory(path)) {
-    for (const char* name : {"tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}) {
+    for (const char* name :
+         {"tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}) {
       if (file_exists(join_path(path, name))) return load(join_path(path, name));
     }
     bool (*const kinds[])(const std::string&) = {
@@ -259,7 +262,8 @@ Tokenizer Tokenizer::load(const std::string& path) {
       if (!file.empty()) return load(file);
     }
     throw Error(ErrorCode::input, path + ": no tokenizer in this directory",
-                "expected tokenizer.json, vocab.json with merges.txt, tokenizer.model, *.tiktoken, tok*.bin, vocab.txt or *.gguf");
+                "expected tokenizer.json, vocab.json with merges.txt, tokenizer.model, *.tiktoken, tok*.bin, vocab.txt "
+                "or *.gguf");
   }
   if (!file_exists(path)) {
     throw Error(ErrorCode::input, path + ": no such file", "--tokenizer takes a directory or a tokenizer file");
@@ -271,7 +275,8 @@ Tokenizer Tokenizer::load(const std::string& path) {
   if (ends_with(path, ".bin")) return load_llama2c_tokenizer(path);
   if (ends_with(path, ".tiktoken")) return load_tiktoken(path);
   // Llama 3 names its tiktoken ranks tokenizer.model.
-  if (path.find(".model") != std::string::npos) return is_tiktoken_file(path) ? load_tiktoken(path) : load_sentencepiece(path);
+  if (path.find(".model") != std::string::npos)
+    return is_tiktoken_file(path) ? load_tiktoken(path) : load_sentencepiece(path);
   throw Error(ErrorCode::input, path + ": the name does not tell which kind of tokenizer file this is",
               "expected *.json, *.model, *.tiktoken, vocab.txt, *.gguf or tok*.bin");
 }
@@ -279,8 +284,8 @@ Tokenizer Tokenizer::load(const std::string& path) {
 std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
   const State& state = *state_;
   if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos) {
-    throw Error(ErrorCode::input, "the text to encode is not UTF-8: byte " + std::to_string(bad) + " of " +
-                                      std::to_string(text.size()),
+    throw Error(ErrorCode::input,
+                "the text to encode is not UTF-8: byte " + std::to_string(bad) + " of " + std::to_string(text.size()),
                 "convert it to UTF-8 first");
   }
   std::vector<int32_t> ids;
@@ -333,7 +338,9 @@ void Tokenizer::save(const std::string& dir) const {
   for (const char* key : {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
                           "post_processor", "decoder"}) {
     const auto at = state.sections.find(key);
-    const nlohmann::json value = at != state.sections.end() ? *at : std::string(key) == "version" ? "1.0" : nlohmann::json();
+    const nlohmann::json value = at != state.sections.end()      ? *at
+                                 : std::string(key) == "version" ? "1.0"
+                                                                 : nlohmann::json();
     out += std::string("\n  \"") + key + "\": " + value.dump(2) + ",";
   }
   out += "\n  \"model\": " + state.model->to_json() + "\n}\n";

@@ -12,13 +12,13 @@
 namespace thimble {
 
 struct TokenizerParts {
-  std::string file;                   // for messages
-  std::string format;                 // for kind(): "tokenizer.json", "SentencePiece", ...
-  nlohmann::json sections;            // tokenizer.json without "model"
-  nlohmann::json config;              // tokenizer_config.json; null when there is none
+  std::string file;         // for messages
+  std::string format;       // for kind(): "tokenizer.json", "SentencePiece", ...
+  nlohmann::json sections;  // tokenizer.json without "model"
+  nlohmann::json config;    // tokenizer_config.json; null when there is none
   std::unique_ptr<TokenModel> model;
-  // llama2.c: one space is dropped from the piece behind BOS or at the start. `sections` then says Strip, which is the same
-  // for a text that begins with BOS.
+  // llama2.c: one space is dropped from the piece behind BOS or at the start. `sections` then says Strip, which is the
+  // same for a text that begins with BOS.
   bool strip_after_bos = false;
   // Used instead of the one that `sections` describes, where tokenizer.json can only say nearly the same.
   std::unique_ptr<Normalizer> normalizer;
@@ -42,8 +42,8 @@ nlohmann::json read_config_beside(const std::string& path);
 // Sections that several loaders write, in the spelling of tokenizer.json.
 nlohmann::json special_token_entry(int32_t id, const std::string& content);
 nlohmann::json plain_token_entry(int32_t id, const std::string& content);  // looked for in the raw text, not special
-// The added tokens that tokenizer_config.json (added_tokens_decoder) and added_tokens.json beside `path` name, behind those
-// that are in `added` already. Ids that the model gives to other pieces are left out.
+// The added tokens that tokenizer_config.json (added_tokens_decoder) and added_tokens.json beside `path` name, behind
+// those that are in `added` already. Ids that the model gives to other pieces are left out.
 void append_configured_tokens(nlohmann::json& added, const nlohmann::json& config, const std::string& path,
                               const TokenModel& model);
 // A pre-tokenizer that isolates the matches of each expression in turn and spells bytes.

@@ -37,16 +37,16 @@ void append_utf8(std::string& out, char32_t code_point);
 // The end of the extended grapheme cluster that begins at pos (< size).
 size_t grapheme_end(std::string_view text, size_t pos);
 
-bool is_white_space(char32_t c);       // property White_Space
-bool is_number(char32_t c);            // category N
-bool is_letter_or_mark(char32_t c);    // categories L and M
-bool is_word_character(char32_t c);    // alphabetic, mark, decimal digit, connector or joiner
+bool is_white_space(char32_t c);     // property White_Space
+bool is_number(char32_t c);          // category N
+bool is_letter_or_mark(char32_t c);  // categories L and M
+bool is_word_character(char32_t c);  // alphabetic, mark, decimal digit, connector or joiner
 
 // The tokenizers library asks these of tables of Unicode 8: a later character has no category there, and of the private
 // use areas only the first and the last character do.
-bool is_punctuation(char32_t c);       // ASCII punctuation and symbols, category P
-bool is_nonspacing_mark(char32_t c);   // category Mn
-bool is_other(char32_t c);             // categories Cc, Cf, Co
+bool is_punctuation(char32_t c);      // ASCII punctuation and symbols, category P
+bool is_nonspacing_mark(char32_t c);  // category Mn
+bool is_other(char32_t c);            // categories Cc, Cf, Co
 
 std::string normalize_utf8(std::string_view text, NormalForm form);
 // Code point by code point, without context (no final sigma).

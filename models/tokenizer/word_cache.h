@@ -1,4 +1,5 @@
-// Words -> ids already worked out. Bounded: when it is full it is emptied, so that no text can make it grow without end.
+// Words -> ids already worked out. Bounded: when it is full it is emptied, so that no text can make it grow without
+// end.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +73,8 @@ class WordCache {
     size_t at = hash & mask_;
     while (slots_[at].length != 0) at = (at + 1) & mask_;
     Slot& slot = slots_[at];
-    slot = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(text_.size()), 0, static_cast<uint16_t>(word.size()),
-            static_cast<uint16_t>(count)};
+    slot = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(text_.size()), 0,
+            static_cast<uint16_t>(word.size()), static_cast<uint16_t>(count)};
     text_.insert(text_.end(), word.begin(), word.end());
     if (count == 1) {
       slot.ids = ids[0];
@@ -87,9 +88,9 @@ class WordCache {
  private:
   static constexpr size_t kMaxSlots = 1 << 17;
   struct Slot {
-    uint32_t tag, text;    // upper half of the hash; offset into text_
-    int32_t ids;           // the id itself where count is 1, else an offset into ids_
-    uint16_t length = 0;   // 0: free
+    uint32_t tag, text;   // upper half of the hash; offset into text_
+    int32_t ids;          // the id itself where count is 1, else an offset into ids_
+    uint16_t length = 0;  // 0: free
     uint16_t count;
   };
   void reset(size_t slots) {

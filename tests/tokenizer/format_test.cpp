@@ -1,4 +1,5 @@
-// The other file formats, written here byte by byte: llama2.c, SentencePiece, vocab.json with merges.txt; and streaming.
+// The other file formats, written here byte by byte: llama2.c, SentencePiece, vocab.json with merges.txt; and
+// streaming.
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -68,7 +69,10 @@ TEST(Llama2c, MergesTheBestScoreAndFallsBackToBytes) {
 TEST(Llama2c, WithoutByteTokensUnknownIsUnk) {
   TempDir dir;
   const Tokenizer t = Tokenizer::load(dir.write("tok10.bin", llama2c_file(llama2c_tokens(false))));
-  EXPECT_EQ(t.encode("ax\xC3\xA9" "b", {false, false}), (Ids{3, 0, 8}));
+  EXPECT_EQ(t.encode("ax\xC3\xA9"
+                     "b",
+                     {false, false}),
+            (Ids{3, 0, 8}));
 }
 
 TEST(Llama2c, DamagedFilesAreNamed) {
@@ -311,7 +315,10 @@ TEST(Stream, EqualsDecodeAndNeverSplitsACharacter) {
   EXPECT_EQ(stream.push(0), "");
   EXPECT_EQ(stream.push(1), "\xC3\xA9");
   EXPECT_EQ(stream.push(0), "");
-  EXPECT_EQ(stream.push(2), "\xEF\xBF\xBD" "a") << "known to be broken as soon as the next byte is there";
+  EXPECT_EQ(stream.push(2),
+            "\xEF\xBF\xBD"
+            "a")
+      << "known to be broken as soon as the next byte is there";
   EXPECT_EQ(stream.push(0), "");
   EXPECT_EQ(stream.finish(), "\xEF\xBF\xBD");
 }

@@ -18,7 +18,8 @@ double best_time(const Tokenizer& t, const std::string& text, int times) {
 }
 
 void expect_linear(const Tokenizer& t, const std::string& name, bool round_trip) {
-  for (const char* unit : {"a", " ", "\n", "ab", " a", " \n", "\t ", "\xC3\xA9", "\xF0\x9F\x98\x80", "'", "1", "<", "aA", "\xCC\x81"}) {
+  for (const char* unit :
+       {"a", " ", "\n", "ab", " a", " \n", "\t ", "\xC3\xA9", "\xF0\x9F\x98\x80", "'", "1", "<", "aA", "\xCC\x81"}) {
     const auto repeated = [&](size_t bytes) {
       std::string text;
       while (text.size() < bytes) text += unit;
@@ -55,14 +56,17 @@ TEST(Linear, PublishedVocabularies) {
 }
 
 TEST(Linear, UnigramAndWordPiece) {
-  Json json = {{"version", "1.0"},
-               {"model", {{"type", "Unigram"}, {"unk_id", 0}, {"vocab", Json::array()}}}};
-  for (const auto& [piece, score] : {std::pair("<unk>", 0), {"a", -2}, {"aa", -3}, {"aaaa", -4}, {" ", -2}, {"ab", -2}}) {
+  Json json = {{"version", "1.0"}, {"model", {{"type", "Unigram"}, {"unk_id", 0}, {"vocab", Json::array()}}}};
+  for (const auto& [piece, score] :
+       {std::pair("<unk>", 0), {"a", -2}, {"aa", -3}, {"aaaa", -4}, {" ", -2}, {"ab", -2}}) {
     json["model"]["vocab"].push_back(Json::array({piece, score}));
   }
   expect_linear(load_json(json), "unigram", false);
   json = bpe_json({"?", "a", "##a", "##aa", "##aaaa", "##b"});
-  json["model"] = {{"type", "WordPiece"}, {"unk_token", "?"}, {"max_input_chars_per_word", 10000000}, {"vocab", json["model"]["vocab"]}};
+  json["model"] = {{"type", "WordPiece"},
+                   {"unk_token", "?"},
+                   {"max_input_chars_per_word", 10000000},
+                   {"vocab", json["model"]["vocab"]}};
   expect_linear(load_json(json), "wordpiece", false);
 }
 

@@ -45,14 +45,16 @@ TEST(WordPiece, AgreesWithTheDefinition) {
     std::map<std::string, int32_t> ids;
     for (int i = 0; i < 30; ++i) {
       std::string piece = random.below(2) == 0 ? "" : "##";
-      for (size_t n = 1 + random.below(4); n > 0; --n) piece += random.below(9) == 0 ? "\xC3\xA9" : std::string(1, static_cast<char>('a' + random.below(3)));
+      for (size_t n = 1 + random.below(4); n > 0; --n)
+        piece += random.below(9) == 0 ? "\xC3\xA9" : std::string(1, static_cast<char>('a' + random.below(3)));
       if (std::find(vocab.begin(), vocab.end(), piece) == vocab.end()) vocab.push_back(piece);
     }
     for (size_t id = 0; id < vocab.size(); ++id) ids[vocab[id]] = static_cast<int32_t>(id);
     const Tokenizer t = load_json(wordpiece_json(vocab));
     for (int w = 0; w < 40; ++w) {
       std::string word;
-      for (size_t n = 1 + random.below(12); n > 0; --n) word += random.below(9) == 0 ? "\xC3\xA9" : std::string(1, static_cast<char>('a' + random.below(3)));
+      for (size_t n = 1 + random.below(12); n > 0; --n)
+        word += random.below(9) == 0 ? "\xC3\xA9" : std::string(1, static_cast<char>('a' + random.below(3)));
       Ids want;
       for (size_t start = 0; start < word.size();) {
         size_t end = word.size();
@@ -79,7 +81,8 @@ Json unigram_json(const std::vector<std::pair<std::string, double>>& vocab, int 
 }
 
 TEST(Unigram, BestSumWins) {
-  const Tokenizer t = load_json(unigram_json({{"<unk>", 0}, {"ab", -1.5}, {"a", -1}, {"b", -1}, {"bc", -1.2}, {"c", -3}}));
+  const Tokenizer t =
+      load_json(unigram_json({{"<unk>", 0}, {"ab", -1.5}, {"a", -1}, {"b", -1}, {"bc", -1.2}, {"c", -3}}));
   EXPECT_EQ(t.encode("ab"), Ids{1}) << "-1.5 against -2";
   EXPECT_EQ(t.encode("abc"), (Ids{2, 4})) << "-2.2 against -4.5";
   EXPECT_EQ(t.encode("axyb"), (Ids{2, 0, 3})) << "unknown neighbours are one";
@@ -88,7 +91,8 @@ TEST(Unigram, BestSumWins) {
 
 TEST(Unigram, FirstFoundOfEqualSumsStays) {
   // a|bc and ab|c both give -3. The cut that ends in the piece found earlier, from the smaller start, stays.
-  EXPECT_EQ(load_json(unigram_json({{"<unk>", 0}, {"a", -1}, {"bc", -2}, {"ab", -2}, {"c", -1}})).encode("abc"), (Ids{1, 2}));
+  EXPECT_EQ(load_json(unigram_json({{"<unk>", 0}, {"a", -1}, {"bc", -2}, {"ab", -2}, {"c", -1}})).encode("abc"),
+            (Ids{1, 2}));
 }
 
 TEST(Unigram, UnknownCharactersCostTenMoreThanTheWorstPiece) {
@@ -109,7 +113,9 @@ TEST(Unigram, ByteFallback) {
 }
 
 TEST(Unigram, MalformedModels) {
-  const auto message = [](Json json, ErrorCode code = ErrorCode::input) { return error_of([&] { load_json(json); }, code); };
+  const auto message = [](Json json, ErrorCode code = ErrorCode::input) {
+    return error_of([&] { load_json(json); }, code);
+  };
   EXPECT_NE(message(unigram_json({{"a", 0}}, 1)).find("model.unk_id"), std::string::npos);
   EXPECT_NE(message(unigram_json({})).find("model.vocab"), std::string::npos);
   Json json = unigram_json({{"a", 0}});

@@ -1,4 +1,5 @@
-// Recorded encodings of the reference implementations, and round trips of real texts. Third-party data: skipped where absent.
+// Recorded encodings of the reference implementations, and round trips of real texts. Third-party data: skipped where
+// absent.
 #include <sstream>
 
 #include "models/tokenizer/check.h"
@@ -124,7 +125,8 @@ TEST_P(GgufOracle, PairsAreExact) {
 }
 
 INSTANTIATE_TEST_SUITE_P(LlamaCpp, GgufOracle,
-                         ::testing::Values("ggml-vocab-gpt-2.gguf", "ggml-vocab-llama-spm.gguf", "ggml-vocab-phi-3.gguf"));
+                         ::testing::Values("ggml-vocab-gpt-2.gguf", "ggml-vocab-llama-spm.gguf",
+                                           "ggml-vocab-phi-3.gguf"));
 
 TEST(Oracle, GgufVocabulariesAgreeWithTheirOriginals) {
   SKIP_WITHOUT("data/tokenizers/ggml_vocab");
@@ -139,8 +141,8 @@ TEST(Oracle, GgufVocabulariesAgreeWithTheirOriginals) {
 TEST(Oracle, RealTextsRoundTrip) {
   SKIP_WITHOUT("data/tokenizers");
   for (const char* name : {"oracle/tok/gpt2", "oracle/tok/llama2", "oracle/tok/llama3_trunc12k",
-                           "data/tokenizers/gpt_neox_20b/20B_tokenizer.json", "data/tokenizers/mistral/tokenizer.model.v1",
-                           "data/models/stories260K"}) {
+                           "data/tokenizers/gpt_neox_20b/20B_tokenizer.json",
+                           "data/tokenizers/mistral/tokenizer.model.v1", "data/models/stories260K"}) {
     const Tokenizer tokenizer = Tokenizer::load(shared_path(name));
     for (const char* text : {"data/text/tinyshakespeare/input.txt", "data/text/wikitext-2/wiki.test.raw"}) {
       const std::string content = read_file(shared_path(text));

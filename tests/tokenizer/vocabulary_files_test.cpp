@@ -13,7 +13,8 @@ const std::string kMark = "\xE2\x96\x81";
 std::string ranks_file(const std::vector<std::string>& more) {
   std::string out;
   int rank = 0;
-  for (int b = 0; b < 256; ++b) out += encode_base64(std::string(1, static_cast<char>(b))) + " " + std::to_string(rank++) + "\n";
+  for (int b = 0; b < 256; ++b)
+    out += encode_base64(std::string(1, static_cast<char>(b))) + " " + std::to_string(rank++) + "\n";
   for (const std::string& token : more) out += encode_base64(token) + " " + std::to_string(rank++) + "\n";
   return out;
 }
@@ -31,8 +32,9 @@ TEST(Base64, BothWays) {
 
 TEST(Tiktoken, MergesByRank) {
   TempDir dir;
-  dir.write("tokenizer_config.json",
-            R"({"pat_str": "\\p{L}+|[^\\p{L}]", "added_tokens_decoder": {"300": {"content": "<|end|>", "special": true}}})");
+  dir.write(
+      "tokenizer_config.json",
+      R"({"pat_str": "\\p{L}+|[^\\p{L}]", "added_tokens_decoder": {"300": {"content": "<|end|>", "special": true}}})");
   // 256 "ab", 257 "bc", 258 "abc", 259 "cab"
   const Tokenizer t = Tokenizer::load(dir.write("x.tiktoken", ranks_file({"ab", "bc", "abc", "cab"})));
   EXPECT_EQ(t.encode("abc"), Ids{258}) << "a whole piece that has a rank";
@@ -82,7 +84,8 @@ TEST(BertVocabulary, OptionsComeFromTheConfig) {
   EXPECT_EQ(Tokenizer::load(path).encode("\xC3\x89", {false, false}), Ids{8});
   t.save(dir.file("saved"));
   EXPECT_EQ(Tokenizer::load(dir.file("saved")).encode("Abc \xC3\x89"), t.encode("Abc \xC3\x89"));
-  EXPECT_NE(error_of([&] { Tokenizer::load(dir.write("vocab.txt", "a\nb\n")); }, ErrorCode::input).find("unk_token"), std::string::npos);
+  EXPECT_NE(error_of([&] { Tokenizer::load(dir.write("vocab.txt", "a\nb\n")); }, ErrorCode::input).find("unk_token"),
+            std::string::npos);
 }
 
 TEST(VocabMerges, TokensThatOnlyConfigsName) {
@@ -90,11 +93,21 @@ TEST(VocabMerges, TokensThatOnlyConfigsName) {
   dir.write("vocab.json", R"({"a": 0, "b": 1, "ab": 2})");
   dir.write("merges.txt", "#version: 0.2\na b\n");
   dir.write("added_tokens.json", R"({"<x>": 5, "a": 7})");
-  dir.write("tokenizer_config.json", R"({"added_tokens_decoder": {"4": {"content": "<|y|>", "special": true, "rstrip": true}}})");
+  dir.write("tokenizer_config.json",
+            R"({"added_tokens_decoder": {"4": {"content": "<|y|>", "special": true, "rstrip": true}}})");
   const Tokenizer t = Tokenizer::load(dir.path());
   EXPECT_EQ(t.encode("ab<x><|y|> a", {true, true}), (Ids{2, 5, 4, 0}));
   EXPECT_TRUE(t.is_special(4));
   EXPECT_FALSE(t.is_special(5));
+}
+
+TEST(VocabMerges, RobertaStandsBetweenItsTokens) {
+  TempDir dir;
+  dir.write("vocab.json", R"({"<s>": 0, "</s>": 1, "a": 2})");
+  dir.write("merges.txt", "#version: 0.2\n");
+  EXPECT_EQ(Tokenizer::load(dir.path()).encode("a"), Ids{2});
+  dir.write("tokenizer_config.json", R"({"tokenizer_class": "RobertaTokenizer"})");
+  EXPECT_EQ(Tokenizer::load(dir.path()).encode("a"), (Ids{0, 2, 1}));
 }
 
 // A GGUF header with metadata only.
@@ -151,13 +164,20 @@ std::vector<std::string> byte_pieces() {
 
 GgufWriter bpe_gguf(const std::string& pre) {
   std::vector<std::string> tokens = byte_pieces();
-  tokens.insert(tokens.end(), {"ab", "abc", "12", "<|s|>", "<user>", "\xC4\xA0" "a"});
+  tokens.insert(tokens.end(), {"ab", "abc", "12", "<|s|>", "<user>",
+                               "\xC4\xA0"
+                               "a"});
   std::vector<int32_t> types(tokens.size(), 1);
   types[259] = 3;
   types[260] = 4;
   GgufWriter out;
-  out.add(kKey + "model", "gpt2").add(kKey + "pre", pre).list(kKey + "tokens", tokens).list(kKey + "token_type", 5, types);
-  out.list(kKey + "merges", {"a b", "ab c", "1 2", "\xC4\xA0 a"}).add(kKey + "bos_token_id", 259U).add(kKey + "eos_token_id", 259U);
+  out.add(kKey + "model", "gpt2")
+      .add(kKey + "pre", pre)
+      .list(kKey + "tokens", tokens)
+      .list(kKey + "token_type", 5, types);
+  out.list(kKey + "merges", {"a b", "ab c", "1 2", "\xC4\xA0 a"})
+      .add(kKey + "bos_token_id", 259U)
+      .add(kKey + "eos_token_id", 259U);
   return out;
 }
 
@@ -168,7 +188,8 @@ TEST(GgufVocabulary, BytePairsWithNamedPreTokenizers) {
   EXPECT_EQ(gpt2.kind(), "BPE (GGUF)");
   EXPECT_EQ(gpt2.encode("abc a12"), (Ids{257, 261, 258})) << "\"12\" stands apart from \" a\"";
   EXPECT_EQ(gpt2.bos_id(), 259);
-  EXPECT_EQ(gpt2.encode("a<user>a<|s|>", {false, false}).size(), 8U) << "user-defined is always cut out, control when parsed";
+  EXPECT_EQ(gpt2.encode("a<user>a<|s|>", {false, false}).size(), 8U)
+      << "user-defined is always cut out, control when parsed";
   EXPECT_EQ(gpt2.encode("<|s|>a", {false, true}), (Ids{259, 'a'}));
   EXPECT_EQ(gpt2.decode({257, 261, 258}), "abc a12");
   EXPECT_EQ(load(bpe_gguf("starcoder")).encode("12", {false, false}), (Ids{'1', '2'})) << "digit by digit";
@@ -177,9 +198,11 @@ TEST(GgufVocabulary, BytePairsWithNamedPreTokenizers) {
   declined.flag(kKey + "add_bos_token", false);
   EXPECT_EQ(load(declined).encode("12"), Ids{258});
   // Every name loads and gives back what it was given.
-  for (const char* pre : {"", "default", "gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "deepseek-coder", "deepseek-v3", "falcon",
-                          "starcoder", "refact", "command-r", "stablelm2", "olmo", "dbrx", "smollm", "mpt", "bloom", "viking",
-                          "tekken", "gpt-4o", "chameleon", "bailingmoe", "seed-coder", "qwen35", "minicpm5", "exaone"}) {
+  for (const char* pre :
+       {"",       "default",   "gpt-2",  "llama-bpe", "qwen2",     "deepseek-llm", "deepseek-coder", "deepseek-v3",
+        "falcon", "starcoder", "refact", "command-r", "stablelm2", "olmo",         "dbrx",           "smollm",
+        "mpt",    "bloom",     "viking", "tekken",    "gpt-4o",    "chameleon",    "bailingmoe",     "seed-coder",
+        "qwen35", "minicpm5",  "exaone"}) {
     const Tokenizer t = load(bpe_gguf(pre));
     const std::string text = "Don't\tabc 12345 \xC3\xA9\xE6\x97\xA5\xE3\x81\xA9, x_y\r\n\n  end.  ";
     EXPECT_EQ(t.decode(t.encode(text, {false, false})), text) << pre;
@@ -191,13 +214,15 @@ TEST(GgufVocabulary, BytePairsWithNamedPreTokenizers) {
 TEST(GgufVocabulary, ScoredPieces) {
   TempDir dir;
   GgufWriter out;
-  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>", "<0x0A>", kMark + "a", "bc", kMark, "a", "b", "c", "<|u|>"};
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>", "<0x0A>", kMark + "a", "bc",
+                                     kMark,   "a",   "b",    "c",      "<|u|>"};
   out.add("general.name", "Phi-3 mini").add(kKey + "model", "llama").list(kKey + "tokens", tokens);
   out.list(kKey + "scores", 6, std::vector<float>{0, 0, 0, 0, -1, -2, -4, -5, -6, -7, 0});
   out.list(kKey + "token_type", 5, std::vector<int32_t>{2, 3, 3, 6, 1, 1, 1, 1, 1, 1, 4});
   const Tokenizer t = Tokenizer::load(dir.write("m.gguf", out.bytes()));
   EXPECT_EQ(t.encode("abc"), (Ids{1, 4, 5}));
-  EXPECT_EQ(t.encode("a<|u|>  a", {false, false}), (Ids{4, 10, 4})) << "this family's tokens swallow the spaces behind them";
+  EXPECT_EQ(t.encode("a<|u|>  a", {false, false}), (Ids{4, 10, 4}))
+      << "this family's tokens swallow the spaces behind them";
   EXPECT_EQ(t.decode({1, 4, 5}, {true}), "abc");
   out.flag(kKey + "add_space_prefix", false).flag(kKey + "add_eos_token", true);
   EXPECT_EQ(Tokenizer::load(dir.write("m.gguf", out.bytes())).encode("abc"), (Ids{1, 7, 5, 2}));
@@ -206,7 +231,8 @@ TEST(GgufVocabulary, ScoredPieces) {
 TEST(GgufVocabulary, WordsWithPhantomSpaces) {
   TempDir dir;
   GgufWriter out;
-  out.add(kKey + "model", "bert").list(kKey + "tokens", {"[PAD]", "[UNK]", "[CLS]", "[SEP]", kMark + "un", "able", kMark + "a", kMark + "."});
+  out.add(kKey + "model", "bert")
+      .list(kKey + "tokens", {"[PAD]", "[UNK]", "[CLS]", "[SEP]", kMark + "un", "able", kMark + "a", kMark + "."});
   out.list(kKey + "token_type", 5, std::vector<int32_t>{3, 3, 3, 3, 1, 1, 1, 1});
   out.add(kKey + "unknown_token_id", 1U).add(kKey + "cls_token_id", 2U).add(kKey + "seperator_token_id", 3U);
   const Tokenizer t = Tokenizer::load(dir.write("m.gguf", out.bytes()));
@@ -261,7 +287,8 @@ TEST(GgufVocabulary, SurvivesDamage) {
   int loaded = 0;
   for (int i = 0; i < 1500; ++i) {
     std::string bad = good;
-    for (size_t n = 1 + random.below(3); n > 0; --n) bad[random.below(bad.size())] = static_cast<char>(random.below(256));
+    for (size_t n = 1 + random.below(3); n > 0; --n)
+      bad[random.below(bad.size())] = static_cast<char>(random.below(256));
     if (i % 5 == 0) bad.resize(random.below(bad.size()));
     const std::string path = dir.write("m.gguf", bad);
     try {
