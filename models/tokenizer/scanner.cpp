@@ -12,12 +12,6 @@ namespace thimble {
 using Contractions = ScannerRule::Contractions;
 using Words = ScannerRule::Words;
 
-#define THIMBLE_CONTRACTIONS "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-#define THIMBLE_SPACES "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define THIMBLE_UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
-#define THIMBLE_LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
-#define THIMBLE_PREFIX "[^\\r\\n\\p{L}\\p{N}]?"
-
 const KnownPattern kGpt2Pattern = {"gpt-2",
                                    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)",
                                    {Contractions::ascii, Words::space_letters, false, 0, false, false}};
@@ -28,19 +22,23 @@ const KnownPattern kKnownPatterns[] = {
      R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)",
      {Contractions::ascii, Words::space_letters, false, 0, false, false}},
     {"llama-3",
-     THIMBLE_CONTRACTIONS "|" THIMBLE_PREFIX "\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" THIMBLE_SPACES,
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
      {Contractions::any_case, Words::any_letters, false, 3, true, false}},
     {"qwen2",
-     THIMBLE_CONTRACTIONS "|" THIMBLE_PREFIX "\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" THIMBLE_SPACES,
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
      {Contractions::any_case, Words::any_letters, false, 1, true, false}},
     {"gpt-4o",
-     THIMBLE_PREFIX THIMBLE_UPPER "*" THIMBLE_LOWER "+" THIMBLE_CONTRACTIONS "?|" THIMBLE_PREFIX THIMBLE_UPPER
-                                  "+" THIMBLE_LOWER "*" THIMBLE_CONTRACTIONS
-                                  "?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" THIMBLE_SPACES,
+     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|"
+     "'ve|'m|'ll|'d)?|"
+     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|"
+     "'ve|'m|'ll|'d)?|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
      {Contractions::any_case, Words::cased, true, 3, true, true}},
     {"tekken",
-     THIMBLE_PREFIX THIMBLE_UPPER "*" THIMBLE_LOWER "+|" THIMBLE_PREFIX THIMBLE_UPPER "+" THIMBLE_LOWER
-                                  "*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*" THIMBLE_SPACES,
+     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
+     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}|"
+     " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
      {Contractions::none, Words::cased, false, 1, true, true}},
 };
 const size_t kKnownPatternCount = sizeof(kKnownPatterns) / sizeof(kKnownPatterns[0]);

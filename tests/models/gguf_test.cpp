@@ -2,6 +2,7 @@
 // back, row orders by hand, and what is refused.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>

@@ -157,7 +157,7 @@ TEST_F(CliTest, UnsupportedEndsWithFive) {
   put_file(config, other.dump());
   expect_failure(thimble({"model", "info", m}), 5, {"no_such_family"});
   put_file(scratch_ / "vocab.txt", "[UNK]\nthe\n");
-  expect_failure(thimble({"tokenize", "--tokenizer", scratch_ / "vocab.txt", "--text", "a"}), 5, {"vocab.txt"});
+  expect_failure(thimble({"tokenize", "--tokenizer", scratch_ / "vocab.txt", "--text", "a"}), 3, {"vocab.txt", "[CLS]"});
   put_file(scratch_ / "model.gguf", std::string("GGUF\4\0\0\0", 8) + std::string(16, '\0'));
   expect_failure(thimble({"model", "info", scratch_ / "model.gguf"}), 5, {"GGUF version 4"});
 }

@@ -292,7 +292,7 @@ TEST_F(TrainTest, AbsurdConfigsAndTextsAreRefused) {
                                                {"num_attention_heads", 1 << 16}};
   expect_failure(pretrain(huge, sample_text()), 4, {"weights", "this machine"});
   expect_failure(pretrain(huge, sample_text(), {"--dry-run"}), 4, {"weights"});
-  expect_failure(pretrain({{"model_type", "bert"}}, sample_text()), 5, {"bert", "llama"});
+  expect_failure(pretrain({{"model_type", "mamba"}}, sample_text()), 5, {"mamba", "llama"});
   expect_failure(pretrain(small, ""), 3, {"text.txt"});
   expect_failure(pretrain(small, "ab\xff"), 3, {"text.txt", "UTF-8"});
   expect_failure(pretrain(small, "too short"), 3, {"text.txt", "--ctx"});
