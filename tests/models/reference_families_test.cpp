@@ -393,7 +393,7 @@ TEST_P(Families, RecomputeGivesTheSameBits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Reference, Families, ::testing::ValuesIn(rows()), [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Reference, Families, ::testing::ValuesIn(rows()), [](const auto& row) { return row.param.name; });
 
 }  // namespace
 }  // namespace thimble::models_test

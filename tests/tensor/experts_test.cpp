@@ -36,7 +36,9 @@ TEST(Experts, TheLargestAreChosenAndOfEqualOnesTheFirst) {
     for (int32_t s = r.begin[e]; s < r.begin[e + 1]; ++s) {
       EXPECT_EQ(r.chosen[r.pair[s]], e);
       EXPECT_EQ(r.slot[r.pair[s]], s);
-      if (s > r.begin[e]) EXPECT_LT(r.pair[s - 1] / 2, r.pair[s] / 2);
+      if (s > r.begin[e]) {
+        EXPECT_LT(r.pair[s - 1] / 2, r.pair[s] / 2);
+      }
     }
 }
 
