@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 
+#include "models/gguf_model.h"
 #include "models/io/json.h"
-#include "models/io/tensor_source.h"
+#include "models/io/pickle.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
@@ -72,9 +74,13 @@ DenseModule read_dense(const std::string& dir) {
     throw Error(ErrorCode::unsupported, fmt::format("{}: field \"activation_function\": {} is not supported", file, quote_for_message(activation)),
                 "supported: Tanh and Identity");
   d.tanh = activation == "Tanh";
-  const SafetensorsSet set(dir);
+  std::unique_ptr<TensorSource> tensors;
+  if (!SafetensorsSet::present(dir) && PickleSet::present(dir))
+    tensors = std::make_unique<PickleSet>(dir);
+  else
+    tensors = std::make_unique<SafetensorsSet>(dir);
   const auto read = [&](const std::string& name, const std::vector<int64_t>& shape) {
-    const TensorView view = set.view(name);
+    const TensorView view = tensors->view(name);
     if (view.info->shape != shape)
       throw Error(ErrorCode::input, fmt::format("{}: tensor {} is {}: in_features and out_features of {} say otherwise", view.file, name,
                                                 describe_tensor(*view.info), file),
@@ -148,6 +154,20 @@ void read_modules(const std::string& dir, EmbedRecipe* recipe) {
   if (!pooled && !recipe->is_static) refuse("there is no Pooling behind the Transformer");
 }
 
+// general.architecture.pooling_type, in llama.cpp's numbers; files without it have the default.
+void read_gguf_pooling(const std::string& path, EmbedRecipe* recipe) {
+  const GgufFile file(path);
+  const std::string key = file.get_string("general.architecture").value_or("") + ".pooling_type";
+  const std::optional<int64_t> type = file.get_int(key);
+  if (!type || *type == 0) return;
+  recipe->source = "gguf";
+  for (const Pooling p : {Pooling::mean, Pooling::cls, Pooling::last_token}) {
+    recipe->pooling = {p};
+    if (pooling_number(*recipe) == *type) return;
+  }
+  throw Error(ErrorCode::unsupported, fmt::format("{}: key {}: pooling {} is not supported", path, key, *type), "supported: 1 (mean), 2 (cls), 3 (last token)");
+}
+
 }  // namespace
 
 const char* pooling_name(Pooling pooling) {
@@ -177,6 +197,16 @@ std::vector<Pooling> parse_pooling(const std::string& text, const std::string& o
   return list;
 }
 
+uint32_t pooling_number(const EmbedRecipe& recipe) {
+  if (recipe.pooling.size() != 1 || std::any_of(recipe.steps.begin(), recipe.steps.end(), [](const EmbedStep& s) { return !s.normalize; })) return 0;
+  switch (recipe.pooling[0]) {
+    case Pooling::mean: return 1;
+    case Pooling::cls: return 2;
+    case Pooling::last_token: return 3;
+    default: return 0;
+  }
+}
+
 bool EmbedRecipe::normalizes() const {
   return std::any_of(steps.begin(), steps.end(), [](const EmbedStep& s) { return s.normalize; });
 }
@@ -192,6 +222,10 @@ std::string describe(const EmbedRecipe& recipe) {
 EmbedRecipe read_embed_recipe(const std::string& path) {
   EmbedRecipe recipe;
   recipe.model_path = path;
+  if (const std::string gguf = gguf_path(path); !gguf.empty()) {
+    read_gguf_pooling(gguf, &recipe);
+    return recipe;
+  }
   if (!is_directory(path)) return recipe;
   const std::string config_file = join_path(path, "config.json");
   if (file_exists(join_path(path, "modules.json"))) {

@@ -1,6 +1,6 @@
 // How a directory wants its hidden states turned into one vector per text: sentence-transformers' modules.json, Pooling,
-// Dense and Normalize modules, length limit and prompts; model2vec's config.json; and for every other directory, the
-// default: the mean over all tokens, not normalized.
+// Dense and Normalize modules, length limit and prompts; model2vec's config.json; the pooling that a GGUF file states; and
+// for everything else the default: the mean over all tokens, not normalized.
 #pragma once
 
 #include <cstdint>
@@ -41,13 +41,16 @@ struct EmbedRecipe {
   bool strip = false;           // white space around a text is dropped
   std::map<std::string, std::string> prompts;  // by name: what stands in front of a text
   std::string default_prompt;   // a name, or ""
-  std::string source = "default";  // where this comes from: "default", "sentence-transformers", "model2vec"
+  std::string source = "default";  // where this comes from: "default", "sentence-transformers", "model2vec", "gguf"
 
   bool normalizes() const;
 };
 
 // "mean, dense 64 tanh, normalize"
 std::string describe(const EmbedRecipe& recipe);
+
+// llama.cpp's number of a recipe that is one pooling, normalized or not: 1 (mean), 2 (cls), 3 (last token); 0: GGUF cannot say it.
+uint32_t pooling_number(const EmbedRecipe& recipe);
 
 // path: a directory, or a file, which has the default recipe. Errors: input for malformed files; unsupported for modules,
 // pooling modes and activations that are not offered; both name file and field.

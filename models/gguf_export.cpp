@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 
+#include "models/embed_recipe.h"
 #include "models/gguf_model.h"
 #include "models/io/ggml_blocks.h"
 #include "models/io/ggml_encode.h"
@@ -299,6 +300,12 @@ void GgufExport::settings(GgufWriter& out) const {
   }
   if (type == "bert") {
     out.set_bool("bert.attention.causal", false);
+    const EmbedRecipe recipe = read_embed_recipe(source_.path());
+    const uint32_t pooling = pooling_number(recipe);
+    if (pooling == 0)
+      throw Error(ErrorCode::unsupported, fmt::format("{}: GGUF has no place for this pooling: {}", source_.path(), describe(recipe)),
+                  "supported: mean, cls or lasttoken, without Dense modules");
+    out.set_u32("bert.pooling_type", pooling);
     out.set_u32("tokenizer.ggml.token_type_count", 2);
   }
 }

@@ -268,6 +268,30 @@ TEST_F(EmbedTest, ModelInfoOfEveryKind) {
   expect_failure(thimble({"model", "info", dir / "none"}), 3, {"none"});
 }
 
+// An encoder keeps its pooling on the way through GGUF; normalization has no place there.
+TEST_F(EmbedTest, ThroughGguf) {
+  const std::string file = dir / "encoder.gguf";
+  put_file(encoder + "/1_Pooling/config.json", R"({"pooling_mode_cls_token": true})");
+  ASSERT_EQ(thimble({"convert", "--model", encoder, "--out", file, "--to", "gguf-f32", "--quiet"}).status, 0);
+  const nlohmann::json j = expect_json(thimble({"model", "info", file, "--json"}), "thimble.model/1");
+  EXPECT_EQ(j.at("kind"), "encoder");
+  EXPECT_EQ(j.at("container"), "gguf v3");
+  EXPECT_EQ(j.at("embedding").at("pooling"), "cls");
+  EXPECT_EQ(j["embedding"].at("source"), "gguf");
+  const auto here = embeddings(embed({"--model", encoder, "--text", "the red boat"}))[0];
+  EXPECT_EQ(embeddings(embed({"--model", file, "--text", "the red boat", "--normalize", "--tokenizer", encoder}))[0], here);
+  put_file(encoder + "/1_Pooling/config.json", R"({"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true})");
+  expect_failure(thimble({"convert", "--model", encoder, "--out", dir / "two.gguf", "--to", "gguf-f32"}), 5, {"cls+max"});
+
+  const std::string adapter = std::string(THIMBLE_SOURCE_DIR) + "/tests/data/peft/llama_lora", base = std::string(THIMBLE_SOURCE_DIR) + "/tests/data/oracle/llama_gqa_untied";
+  ASSERT_EQ(thimble({"model", "adapter", adapter, "--model", base, "--out", dir / "a.gguf", "--quiet"}).status, 0);
+  const nlohmann::json a = expect_json(thimble({"model", "info", dir / "a.gguf", "--tensors", "--json"}), "thimble.model/1");
+  EXPECT_EQ(a.at("kind"), "adapter");
+  EXPECT_EQ(a.at("adapter").at("r"), 4);
+  EXPECT_EQ(a["adapter"].at("target_modules"), nlohmann::json::array({"attn_q", "attn_v"}));
+  EXPECT_EQ(a.at("parameters"), 1792);
+}
+
 TEST_F(EmbedTest, ModelDiff) {
   write_encoder(dir / "same", 9);
   write_encoder(dir / "other", 77);

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "models/embedder.h"
+#include "models/gguf_model.h"
 #include "models/io/json.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -75,6 +76,7 @@ std::optional<Tokenizer> tokenizer_of(const std::string& path) {
 }  // namespace
 
 bool makes_vectors(const std::string& path) {
+  if (const std::string gguf = gguf_path(path); !gguf.empty()) return GgufFile(gguf).get_string("general.architecture").value_or("") == "bert";
   if (!is_directory(path)) return false;
   const EmbedRecipe recipe = read_embed_recipe(path);
   if (recipe.is_static) return true;

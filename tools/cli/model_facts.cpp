@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "models/gguf_model.h"
 #include "models/io/json.h"
 #include "models/io/tensor_source.h"
 #include "models/tokenizer/tokenizer.h"
@@ -62,7 +63,8 @@ std::string text_of(const Json& value) {
 }  // namespace
 
 std::string container_name(const std::string& path) {
-  if (!is_directory(path)) return ends_with(path, ".gguf") ? "gguf" : "llama2.c";
+  if (const std::string gguf = gguf_path(path); !gguf.empty()) return fmt::format("gguf v{}", GgufFile(gguf).version());
+  if (!is_directory(path)) return "llama2.c";
   if (file_exists(join_path(path, "model.safetensors"))) return "safetensors";
   const std::string index = join_path(path, "model.safetensors.index.json");
   if (file_exists(index)) {
@@ -92,6 +94,15 @@ Json tokenizer_json(const std::string& model_path) {
 
 Json chat_templates(const std::string& model_path) {
   Json names = Json::array();
+  if (const std::string gguf = gguf_path(model_path); !gguf.empty()) {
+    const std::string key = "tokenizer.chat_template";
+    const GgufFile file(gguf);
+    for (const std::string& k : file.keys()) {
+      if (k == key) names.push_back("default");
+      if (k.rfind(key + ".", 0) == 0) names.push_back(k.substr(key.size() + 1));
+    }
+    return names;
+  }
   if (!is_directory(model_path)) return names;
   if (file_exists(join_path(model_path, "chat_template.jinja")) || file_exists(join_path(model_path, "chat_template.json"))) names.push_back("default");
   const std::string file = join_path(model_path, "tokenizer_config.json");
@@ -120,9 +131,44 @@ Json embedding_json(const EmbedRecipe& recipe, int64_t width) {
           {"source", recipe.source}};
 }
 
-bool is_adapter(const std::string& path) { return is_directory(path) && file_exists(join_path(path, "adapter_config.json")); }
+namespace {
+
+// A LoRA adapter of llama.cpp.
+Json gguf_adapter_facts(const std::string& path, bool tensors) {
+  const GgufFile file(path);
+  int64_t parameters = 0, rank = 0;
+  std::set<std::string> modules;
+  Json list = Json::array();
+  for (const GgufTensor& t : file.tensors()) {
+    parameters += t.elements();
+    if (ends_with(t.name, ".lora_a") && !t.shape().empty()) rank = std::max(rank, t.shape()[0]);
+    const std::string name = t.name.substr(0, t.name.rfind(".weight"));  // "blk.0.attn_q"
+    if (name.rfind("blk.", 0) == 0) modules.insert(name.substr(name.find('.', 4) + 1));
+    list.push_back({{"name", t.name}, {"shape", t.shape()}, {"dtype", ggml_type_info(t.type).name}, {"bytes", t.bytes}});
+  }
+  Json facts = {{"schema", "thimble.model/1"}, {"path", path}, {"kind", "adapter"}, {"container", fmt::format("gguf v{}", file.version())},
+                {"parameters", parameters}, {"file_bytes", file.file_bytes()}};
+  facts["adapter"] = {{"kind", file.get_string("adapter.type").value_or("unknown")},
+                      {"architecture", file.get_string("general.architecture").value_or("unknown")},
+                      {"r", rank},
+                      {"lora_alpha", file.get_float("adapter.lora.alpha").value_or(0)},
+                      {"target_modules", modules}};
+  if (tensors) facts["tensors"] = std::move(list);
+  return facts;
+}
+
+bool is_gguf_adapter(const std::string& path) {
+  return file_exists(path) && !is_directory(path) && GgufFile::present(path) && GgufFile(path).get_string("general.type").value_or("") == "adapter";
+}
+
+}  // namespace
+
+bool is_adapter(const std::string& path) {
+  return is_directory(path) ? file_exists(join_path(path, "adapter_config.json")) : is_gguf_adapter(path);
+}
 
 Json adapter_facts(const std::string& dir, bool tensors) {
+  if (!is_directory(dir)) return gguf_adapter_facts(dir, tensors);
   const std::string file = join_path(dir, "adapter_config.json");
   const nlohmann::json json = parse_json_file(file);
   const JsonObject config(json, file);

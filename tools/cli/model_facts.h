@@ -10,7 +10,7 @@
 
 namespace thimble::cli {
 
-// "safetensors", "safetensors, 3 shards", "pytorch pickle", "gguf", "llama2.c".
+// "safetensors", "safetensors, 3 shards", "pytorch pickle", "gguf v3", "llama2.c".
 std::string container_name(const std::string& path);
 
 // {kind, vocab_size, bos_id, eos_id}; {error} where there is none that loads.
@@ -24,7 +24,7 @@ nlohmann::ordered_json embedding_json(const EmbedRecipe& recipe, int64_t width);
 
 bool is_adapter(const std::string& path);
 
-// A PEFT directory, without its base: {schema, path, container, kind, adapter: {...}, parameters, file_bytes, tensors?}.
+// A PEFT directory or a GGUF adapter, without its base: {schema, path, container, kind, adapter: {...}, parameters, file_bytes, tensors?}.
 // Errors: input, naming file and field.
 nlohmann::ordered_json adapter_facts(const std::string& dir, bool tensors);
 
