@@ -247,7 +247,7 @@ class Translator {
     c_["model_type"] = row->model_type;
     sizes();
     tokens();
-    c_["tie_word_embeddings"] = f_.find_tensor("output.weight") == nullptr;
+    c_["tie_word_embeddings"] = tied();
     own(row->model_type);
     return std::move(c_);
   }
@@ -258,6 +258,14 @@ class Translator {
   std::optional<int64_t> get(const char* name) const {
     const std::optional<int64_t> v = f_.get_int(key(name));
     return v && *v > 0 ? v : std::nullopt;
+  }
+  // llama.cpp wants the head of some architectures even where it repeats the embeddings.
+  bool tied() const {
+    const GgufTensor *head = f_.find_tensor("output.weight"), *embed = f_.find_tensor("token_embd.weight");
+    if (!head) return true;
+    if (!is("gpt2") && !is("bloom")) return false;
+    return head->type == embed->type && head->bytes == embed->bytes &&
+           std::memcmp(f_.data(*head), f_.data(*embed), head->bytes) == 0;
   }
   bool has_tensor(const char* name) const { return f_.find_tensor(name) != nullptr; }
   bool is(const char* arch) const { return arch_ == arch; }
@@ -413,7 +421,10 @@ class Translator {
       if (rotated == 0) unsupported_rotary(rotated);
     } else if (type == "phi3") {
       if (rotated != head_dim_) c_["partial_rotary_factor"] = share;
-      if (const auto window = get("attention.sliding_window")) c_["sliding_window"] = *window;
+      // llama.cpp wants the key: a window as long as the context is none.
+      if (const auto window = get("attention.sliding_window");
+          window && *window < get("context_length").value_or(kMaxDim))
+        c_["sliding_window"] = *window;
     } else if (type == "stablelm") {
       c_["partial_rotary_factor"] = share;
       c_["use_qkv_bias"] = has_tensor("blk.0.attn_q.bias");

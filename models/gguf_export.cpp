@@ -205,6 +205,15 @@ void GgufExport::plan() {
     if (stacked) out.dims.push_back(1);
     tensors_.push_back(std::move(out));
   }
+  // llama.cpp wants a head of its own for these two even when they have none.
+  const bool head_needed = std::strcmp(arch_->arch, "gpt2") == 0 || std::strcmp(arch_->arch, "bloom") == 0;
+  for (size_t i = 0; i < tensors_.size() && head_needed && c.tied; ++i)
+    if (tensors_[i].name == "token_embd.weight") {
+      GgufExportTensor head = tensors_[i];
+      head.name = "output.weight";
+      tensors_.push_back(std::move(head));
+      break;
+    }
 }
 
 uint64_t GgufExport::data_bytes() const {
@@ -290,8 +299,10 @@ void GgufExport::settings(GgufWriter& out) const {
     real("logit_scale", c.logit_scale);
     out.set_string("command-r.rope.scaling.type", "none");
   }
-  if ((type == "gemma2" || type == "gemma3_text" || type == "phi3" || type == "starcoder2") && c.window > 0)
+  if ((type == "gemma2" || type == "gemma3_text" || type == "starcoder2") && c.window > 0)
     number("attention.sliding_window", c.window);
+  if (type == "phi3")
+    number("attention.sliding_window", c.window > 0 ? c.window : c.max_positions);  // llama.cpp insists on it
   if (type == "mistral" && c.window > 0 && c.window < c.max_positions)
     no_place(source_, "a window of attention in a mistral model");
   if (type == "gemma2") {

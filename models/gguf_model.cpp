@@ -133,7 +133,7 @@ const CodedSource* GgufModel::coded() const { return coded_.get(); }
 
 void GgufModel::add_tensors(const std::vector<GgufName>& names) {
   for (const GgufTensor& t : file_.tensors()) {
-    if (is_setting(t.name)) continue;
+    if (is_setting(t.name) || (t.name == "output.weight" && config_["tie_word_embeddings"] == true)) continue;
     if (!ggml_is_plain(t.type) && !ggml_is_coded(t.type))
       throw Error(ErrorCode::unsupported,
                   fmt::format("{}: tensor {} has type {}", file_.path(), quote_for_message(t.name),
