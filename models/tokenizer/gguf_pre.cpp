@@ -21,6 +21,9 @@ std::string known(const char* name) {
   return {};
 }
 
+const std::string kContractions = R"((?i:'s|'t|'re|'ve|'m|'ll|'d))";
+const std::string kSpaces = R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 const std::vector<Row>& rows() {
   static const std::string gpt2 = known("gpt-2"), llama3 = known("llama-3"), qwen2 = known("qwen2"),
                            gpt4o = known("gpt-4o"), tekken = known("tekken");
@@ -35,7 +38,8 @@ const std::vector<Row>& rows() {
       {"dbrx smaug-bpe chatglm-bpe glm4", {llama3}},
       {"qwen2 stablelm2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open grok-2", {qwen2}},
       {"qwen35",
-       {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
+       {kContractions + "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*" +
+        kSpaces}},
       {"starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", {"\\p{N}", gpt2}},
       {"falcon", {"[\\p{P}\\$\\+<=>\\^~\\|`]+", gpt2, "[0-9][0-9][0-9]"}},
       {"default", {"[\\p{P}\\$\\+<=>\\^~\\|]+", gpt2, "\\p{N}+", "[0-9][0-9][0-9]"}},
@@ -64,7 +68,8 @@ const std::vector<Row>& rows() {
       {"deepseek-v3 hunyuan-dense joyai-llm hy_v4",
        {"\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+",
         "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
-        "?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
+        "?[\\p{P}\\p{S}]+[\\r\\n]*" +
+            kSpaces}},
       {"gpt-4o llama4 kanana2 talkie minimax-m2", {gpt4o}},
       {"tekken", {tekken}, true, true},
       {"bloom gpt3-finnish poro-chat", {bloom}},
@@ -73,7 +78,7 @@ const std::vector<Row>& rows() {
        {"'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|"
         "\\s+(?!\\S)|\\s+"}},
       {"seed-coder",
-       {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
+       {kContractions + "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\\r\\n]+" + kSpaces}},
       {"chameleon",
        {"<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )", "\\p{N}",
         "[\\p{P}!-/:-@\\[-`{-~]", gpt2},
@@ -81,7 +86,7 @@ const std::vector<Row>& rows() {
        true},
       {"minicpm5",
        {"\\p{N}{1,3}",
-        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}+| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+        kContractions + "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}+| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" + kSpaces},
        true},
       {"gemma4", {"[^\\n]+|[\\n]+"}, false, true, false, false},
       {"sarvam-moe", {"[^\\n]+|[\\n]+"}, false, false, false, false},

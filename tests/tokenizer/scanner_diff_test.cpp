@@ -145,6 +145,15 @@ TEST(ScannerDiff, RandomTexts) {
   EXPECT_GT(texts, 0);
 }
 
+TEST(ScannerDiff, FilesAreRecognisedByTheTextOfTheirExpression) {
+  EXPECT_EQ(find_known_pattern("\\p{L}+"), nullptr);
+  SKIP_WITHOUT("oracle/tok/llama3_trunc12k");
+  const Json json = Json::parse(read_file(shared_path("oracle/tok/llama3_trunc12k/tokenizer.json")));
+  const KnownPattern* known = find_known_pattern(json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].get<std::string>());
+  ASSERT_NE(known, nullptr);
+  EXPECT_STREQ(known->name, "llama-3");
+}
+
 TEST(ScannerDiff, RealTexts) {
   SKIP_WITHOUT("data/text/wikitext-2");
   const std::string text = read_file(shared_path("data/text/wikitext-2/wiki.test.raw"));
