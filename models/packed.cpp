@@ -1,6 +1,7 @@
 #include "models/packed.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -206,6 +207,17 @@ class PackedWriter {
       : model_(model), kernels_(kernels), entries_(std::move(entries)), options_(options) {}
 
   int64_t run(const std::string& dir, Json config) {
+    const bool was_there = options_.dry_run || is_directory(dir);
+    try {
+      return write_all(dir, std::move(config));
+    } catch (...) {  // a linear that the format cannot hold leaves nothing behind
+      if (!was_there) ::rmdir(dir.c_str());
+      throw;
+    }
+  }
+
+ private:
+  int64_t write_all(const std::string& dir, Json config) {
     choose_common();
     std::optional<SafetensorsWriter> writer;
     if (!options_.dry_run) {
@@ -230,7 +242,6 @@ class PackedWriter {
     return bytes_;
   }
 
- private:
   PackedModule module_of(const Entry& e) const {
     PackedModule m = e.round ? round_module(model_, kernels_, *e.rule, e.layer, *e.spec, options_.threads)
                              : unpack_tiles(model_, *e.rule, e.layer, *e.spec);

@@ -205,7 +205,6 @@ class Convert {
     Progress bar(o_.common, "convert", modules, "linears");
     int64_t done = 0;
     options.progress = [&](const std::string&) { bar.update(done++); };
-    if (!o_.dry_run) make_directories(o_.out);
     const PackedReport r = write_quantized(o_.out, model, session.kernels(), base_config(model), options);
     count(o_.to, static_cast<uint64_t>(r.bytes));
     packed_ = {{"kept", r.kept}, {"rounded", r.rounded}, {"requantized", r.requantized.size()}};
