@@ -116,7 +116,9 @@ TEST_F(EmbedTest, EveryKindOfModel) {
       other += double{v[1][i]} * double{v[1][i]};
       dot += double{v[0][i]} * double{v[1][i]};
     }
-    if (k.normalized) EXPECT_NEAR(squares, 1, 1e-6);
+    if (k.normalized) {
+      EXPECT_NEAR(squares, 1, 1e-6);
+    }
     EXPECT_NEAR(j.at("similarity")[0][1].get<double>(), dot / std::sqrt(squares * other), 1e-6);
     EXPECT_NEAR(j.at("similarity")[0][2].get<double>(), 1, 1e-6);
     // No result depends on threads, the batch or what stands beside a text.
@@ -215,8 +217,11 @@ TEST_F(EmbedTest, RagWithAnEmbedder) {
     const auto document = embeddings(embed({"--model", path, "--text", "the red boat"}))[0];
     double dot = 0;
     for (size_t i = 0; i < query.size(); ++i) dot += double{query[i]} * double{document[i]};
-    for (const auto& hit : hits("boat"))
-      if (hit.at("id") == "1") EXPECT_NEAR(hit.at("score").get<double>(), dot, 1e-5);
+    for (const auto& hit : hits("boat")) {
+      if (hit.at("id") == "1") {
+        EXPECT_NEAR(hit.at("score").get<double>(), dot, 1e-5);
+      }
+    }
   }
 }
 
@@ -340,11 +345,14 @@ TEST(EncoderParity, TheStoredCasePassesAndNoticesChanges) {
   put_file(dir / "case/1_Pooling/config.json", R"({"pooling_mode_cls_token": true})");
   const RunResult r = thimble({"parity", dir / "case", "--json"});
   EXPECT_EQ(r.status, 7);
-  for (const auto& check : nlohmann::json::parse(r.out).at("checks"))
-    if (check.at("name") == "last_hidden_state" || check.at("name") == "mean_pooled" || check.at("name") == "pooler_output")
+  for (const auto& check : nlohmann::json::parse(r.out).at("checks")) {
+    const std::string name = check.at("name");
+    if (name == "last_hidden_state" || name == "mean_pooled" || name == "pooler_output") {
       EXPECT_EQ(check.at("pass"), true) << check;
-    else if (check.at("name") == "embeddings")
+    } else if (name == "embeddings") {
       EXPECT_EQ(check.at("pass"), false) << check;
+    }
+  }
 }
 
 }  // namespace
