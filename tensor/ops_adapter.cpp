@@ -209,18 +209,37 @@ void lora_up_backward(Context& ctx, const Node& node) {
   grad_share(ctx, node.in[0], dy);
 }
 
+namespace {
+
+// Every row of data [rows, cols] times the factors, in place; before, when given, keeps what was there.
+void scale_columns(Context& ctx, int64_t rows, int64_t cols, const float* factors, float* data, float* before = nullptr) {
+  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
+    for (int64_t r = first; r < first + count; ++r) {
+      if (before) std::memcpy(before + r * cols, data + r * cols, size_t(cols) * sizeof(float));
+      ctx.kernels.mul({cols, data + r * cols, factors, data + r * cols});
+    }
+  });
+}
+
+// The gradient of an input whose rows dims[0]..dims[1] were scaled by the factors, the others passed on.
+void share_scaled(Context& ctx, const Node& node, int64_t cols, const float* factors, const float* dy) {
+  if (node.in[0] < 0) return;
+  const int64_t begin = node.dims[0];
+  float* scaled = ctx.grads.floats(node.rows * cols, "activation gradients");
+  std::memcpy(scaled, dy, size_t(node.rows * cols) * sizeof(float));
+  scale_columns(ctx, node.dims[1] - begin, cols, factors, scaled + begin * cols);
+  grad_share(ctx, node.in[0], scaled);
+}
+
+}  // namespace
+
 Var col_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* l) {
   const int64_t rows = end - begin, cols = y.t.cols();
   THIMBLE_CHECK(l->cols == cols);
   const bool recorded = ctx.tape && (y.id >= 0 || wants_grad(l));
   float* data = y.t.f32() + begin * cols;
   float* before = wants_grad(l) && recorded ? ctx.saved.floats(rows * cols, "adapter activations") : nullptr;
-  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
-    for (int64_t r = first; r < first + count; ++r) {
-      if (before) std::memcpy(before + r * cols, data + r * cols, size_t(cols) * sizeof(float));
-      ctx.kernels.mul({cols, data + r * cols, l->f32(), data + r * cols});
-    }
-  });
+  scale_columns(ctx, rows, cols, l->f32(), data, before);
   Var z = y;
   if (recorded) {
     z.id = ctx.tape->add_value(y.t);
@@ -258,14 +277,7 @@ void col_scale_backward(Context& ctx, const Node& node) {
     });
     bias_grad(ctx, rows, products, node.w);
   }
-  if (node.in[0] < 0) return;
-  float* scaled = ctx.grads.floats(node.rows * cols, "activation gradients");
-  std::memcpy(scaled, dy, size_t(node.rows * cols) * sizeof(float));
-  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
-    for (int64_t r = begin + first; r < begin + first + count; ++r)
-      ctx.kernels.mul({cols, scaled + r * cols, node.w->f32(), scaled + r * cols});
-  });
-  grad_share(ctx, node.in[0], scaled);
+  share_scaled(ctx, node, cols, node.w->f32(), dy);
 }
 
 void row_squares(const KernelTable& kernels, int threads, const Weight& w, double* squares) {
@@ -328,12 +340,7 @@ Var dora_scale(Context& ctx, Var y, int64_t begin, int64_t end, Weight* m, const
   float* factors = arena.floats(cols, "adapter activations");
   float* before = wants_grad(m) && recorded ? ctx.saved.floats(rows * cols, "adapter activations") : nullptr;
   for (int64_t c = 0; c < cols; ++c) factors[c] = m->f32()[c] / norms[c];
-  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
-    for (int64_t r = first; r < first + count; ++r) {
-      if (before) std::memcpy(before + r * cols, data + r * cols, size_t(cols) * sizeof(float));
-      ctx.kernels.mul({cols, data + r * cols, factors, data + r * cols});
-    }
-  });
+  scale_columns(ctx, rows, cols, factors, data, before);
   Var z = y;
   if (recorded) {
     z.id = ctx.tape->add_value(y.t);
@@ -369,14 +376,7 @@ void dora_scale_backward(Context& ctx, const Node& node) {
     });
     bias_grad(ctx, rows, products, node.w);
   }
-  if (node.in[0] < 0) return;
-  float* scaled = ctx.grads.floats(node.rows * cols, "activation gradients");
-  std::memcpy(scaled, dy, size_t(node.rows * cols) * sizeof(float));
-  for_rows(ctx, rows, cols, [&](int64_t first, int64_t count, int64_t) {
-    for (int64_t r = begin + first; r < begin + first + count; ++r)
-      ctx.kernels.mul({cols, scaled + r * cols, node.saved[1], scaled + r * cols});
-  });
-  grad_share(ctx, node.in[0], scaled);
+  share_scaled(ctx, node, cols, node.saved[1], dy);
 }
 
 Var add_bias(Context& ctx, Var y, int64_t begin, int64_t end, Weight* b) {
