@@ -20,22 +20,6 @@ using Json = nlohmann::json;
 
 enum TokenType : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
-// A directory that goes away.
-class Scratch {
- public:
-  Scratch() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "thimble-XXXXXX").string();
-    if (!mkdtemp(pattern.data()))
-      throw Error(ErrorCode::input, pattern + ": cannot be created", "set TMPDIR to a writable directory");
-    path = pattern;
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-  std::string path;
-};
-
 // The text of a tokenizer.json: the file itself, or what Tokenizer makes of another format.
 Json tokenizer_json(const std::string& path) {
   const std::string own = is_directory(path) ? join_path(path, "tokenizer.json") : path;
@@ -43,9 +27,7 @@ Json tokenizer_json(const std::string& path) {
     Json json = parse_json_file(own);
     if (json.is_object() && json.contains("model")) return json;
   }
-  const Scratch scratch;
-  Tokenizer::load(path).save(scratch.path);
-  return parse_json_file(join_path(scratch.path, "tokenizer.json"));
+  return parse_json(Tokenizer::load(path).to_json(), path);
 }
 
 bool contains_type(const Json& part, const std::string& type) {

@@ -180,10 +180,6 @@ std::string first_file(const std::string& dir, bool (*wanted)(const std::string&
   return names.empty() ? std::string() : join_path(dir, names.front());
 }
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 }  // namespace
 
 Tokenizer assemble_tokenizer(TokenizerParts parts) {
@@ -252,10 +248,10 @@ Tokenizer Tokenizer::load(const std::string& path) {
       if (file_exists(join_path(path, name))) return load(join_path(path, name));
     }
     bool (*const kinds[])(const std::string&) = {
-        [](const std::string& name) { return ends_with(name, ".tiktoken"); },
-        [](const std::string& name) { return name.compare(0, 3, "tok") == 0 && ends_with(name, ".bin"); },
+        [](const std::string& name) { return name.ends_with(".tiktoken"); },
+        [](const std::string& name) { return name.compare(0, 3, "tok") == 0 && name.ends_with(".bin"); },
         [](const std::string& name) { return name == "vocab.txt"; },
-        [](const std::string& name) { return ends_with(name, ".gguf"); },
+        [](const std::string& name) { return name.ends_with(".gguf"); },
     };
     for (const auto kind : kinds) {
       const std::string file = first_file(path, kind);
@@ -268,12 +264,12 @@ Tokenizer Tokenizer::load(const std::string& path) {
   if (!file_exists(path)) {
     throw Error(ErrorCode::input, path + ": no such file", "--tokenizer takes a directory or a tokenizer file");
   }
-  if (ends_with(path, ".txt")) return load_bert_vocabulary(path);
-  if (ends_with(path, ".gguf") || GgufFile::present(path)) return load_gguf_tokenizer(path);
-  if (ends_with(path, "vocab.json")) return load_vocab_merges(path);
-  if (ends_with(path, ".json")) return load_tokenizer_json(path);
-  if (ends_with(path, ".bin")) return load_llama2c_tokenizer(path);
-  if (ends_with(path, ".tiktoken")) return load_tiktoken(path);
+  if (path.ends_with(".txt")) return load_bert_vocabulary(path);
+  if (path.ends_with(".gguf") || GgufFile::present(path)) return load_gguf_tokenizer(path);
+  if (path.ends_with("vocab.json")) return load_vocab_merges(path);
+  if (path.ends_with(".json")) return load_tokenizer_json(path);
+  if (path.ends_with(".bin")) return load_llama2c_tokenizer(path);
+  if (path.ends_with(".tiktoken")) return load_tiktoken(path);
   // Llama 3 names its tiktoken ranks tokenizer.model.
   if (path.find(".model") != std::string::npos)
     return is_tiktoken_file(path) ? load_tiktoken(path) : load_sentencepiece(path);
@@ -332,7 +328,7 @@ int32_t Tokenizer::find_token(std::string_view piece) const { return state_->fin
 bool Tokenizer::is_special(int32_t id) const { return state_->special(id); }
 std::string Tokenizer::kind() const { return state_->model->kind() + " (" + state_->format + ")"; }
 
-void Tokenizer::save(const std::string& dir) const {
+std::string Tokenizer::to_json() const {
   const State& state = *state_;
   std::string out = "{";
   for (const char* key : {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
@@ -343,7 +339,11 @@ void Tokenizer::save(const std::string& dir) const {
                                                                  : nlohmann::json();
     out += std::string("\n  \"") + key + "\": " + value.dump(2) + ",";
   }
-  out += "\n  \"model\": " + state.model->to_json() + "\n}\n";
+  return out + "\n  \"model\": " + state.model->to_json() + "\n}\n";
+}
+
+void Tokenizer::save(const std::string& dir) const {
+  const State& state = *state_;
   nlohmann::json config = state.config;
   if (!config.is_object()) config = {{"tokenizer_class", "PreTrainedTokenizerFast"}};
   const auto name = [&](const char* key, int32_t id) {
@@ -352,7 +352,7 @@ void Tokenizer::save(const std::string& dir) const {
   name("bos_token", state.bos);
   name("eos_token", state.eos);
   make_directories(dir);
-  write_file(join_path(dir, "tokenizer.json"), out);
+  write_file(join_path(dir, "tokenizer.json"), to_json());
   write_file(join_path(dir, "tokenizer_config.json"), config.dump(2) + "\n");
 }
 

@@ -45,6 +45,8 @@ class Tokenizer {
   bool is_special(int32_t id) const;
   std::string kind() const;  // for display: "BPE (tokenizer.json)", "BPE (SentencePiece)", "BPE (llama2.c)", ...
 
+  // The text of a tokenizer.json: what came from one as it was, other formats as the equivalent pipeline.
+  std::string to_json() const;
   // Writes dir/tokenizer.json and dir/tokenizer_config.json; creates dir. What came from a tokenizer.json is written as it
   // was (merges in one of their two spellings); other formats are written as the equivalent pipeline.
   void save(const std::string& dir) const;
