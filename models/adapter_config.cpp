@@ -32,10 +32,6 @@ bool matches_whole(const Regex& regex, const std::string& text) {
   return !regex.find_all(text).empty();
 }
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 std::vector<std::string> string_list(const JsonObject& o, const char* key, const char* expected) {
   std::vector<std::string> names;
   const nlohmann::json* list = o.find(key);
@@ -137,12 +133,12 @@ ModuleNames::ModuleNames(const std::string& pattern, const std::string& where)
 
 bool ModuleNames::matches(const std::string& module) const {
   if (regex_) return matches_whole(*regex_, module);
-  return std::any_of(names_.begin(), names_.end(), [&](const std::string& n) { return module == n || ends_with(module, "." + n); });
+  return std::any_of(names_.begin(), names_.end(), [&](const std::string& n) { return module == n || module.ends_with("." + n); });
 }
 
 bool ModuleNames::matches_end(const std::string& module) const {
   if (regex_) return matches_whole(*regex_, module);
-  return std::any_of(names_.begin(), names_.end(), [&](const std::string& n) { return ends_with(module, n); });
+  return std::any_of(names_.begin(), names_.end(), [&](const std::string& n) { return module.ends_with(n); });
 }
 
 bool ModuleNames::is_whole_path(const std::string& module) const {
@@ -210,7 +206,7 @@ bool AdapterConfig::saves(const std::string& tensor) const {
   for (size_t dot = tensor.find('.'); dot != std::string::npos; dot = tensor.find('.', dot + 1)) {
     const std::string module = tensor.substr(0, dot);
     for (const std::string& n : modules_to_save)
-      if (!n.empty() && ends_with(module, n)) return true;
+      if (!n.empty() && module.ends_with(n)) return true;
   }
   return false;
 }

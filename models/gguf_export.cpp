@@ -18,10 +18,6 @@
 namespace thimble {
 namespace {
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 // The numbers in the places of {}; false when the name is of another pattern.
 bool match(const std::string& pattern, const std::string& name, std::vector<int64_t>* numbers) {
   numbers->clear();
@@ -166,7 +162,7 @@ void GgufExport::plan() {
   for (const SourceTensor& t : source_.tensors()) {
     if (t.name.find("pooler.dense.") != std::string::npos)
       continue;  // embeddings do not use it, and GGUF has no name for it
-    std::string suffix = ends_with(t.name, ".weight") ? ".weight" : ends_with(t.name, ".bias") ? ".bias" : "";
+    std::string suffix = t.name.ends_with(".weight") ? ".weight" : t.name.ends_with(".bias") ? ".bias" : "";
     const std::string bare = t.name.substr(0, t.name.size() - suffix.size());
     std::vector<int64_t> numbers;
     const GgufName* row = nullptr;

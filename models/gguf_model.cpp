@@ -14,10 +14,6 @@
 namespace thimble {
 namespace {
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 std::string fill(std::string pattern, int64_t value) {
   const size_t at = pattern.find("{}");
   if (at != std::string::npos) pattern.replace(at, 2, std::to_string(value));
@@ -31,7 +27,7 @@ struct TensorName {
 
   explicit TensorName(const std::string& name) : pattern(name) {
     for (const char* end : {".weight", ".bias"})
-      if (ends_with(pattern, end)) {
+      if (pattern.ends_with(end)) {
         suffix = end;
         pattern.resize(pattern.size() - suffix.size());
         break;
@@ -49,19 +45,19 @@ struct TensorName {
 bool is_setting(const std::string& name) {
   for (const char* known : {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
     if (name == known) return true;
-  return ends_with(name, ".attn_rot_embd.weight") || ends_with(name, ".attn_rot_embd");
+  return name.ends_with(".attn_rot_embd.weight") || name.ends_with(".attn_rot_embd");
 }
 
 }  // namespace
 
 std::string gguf_path(const std::string& path) {
   if (!is_directory(path))
-    return file_exists(path) && (ends_with(path, ".gguf") || GgufFile::present(path)) ? path : "";
+    return file_exists(path) && (path.ends_with(".gguf") || GgufFile::present(path)) ? path : "";
   if (file_exists(join_path(path, "config.json"))) return {};
   std::vector<std::string> found;
   std::error_code failed;
   for (std::filesystem::directory_iterator it(path, failed), end; !failed && it != end; it.increment(failed))
-    if (ends_with(it->path().filename().string(), ".gguf")) found.push_back(it->path().string());
+    if (it->path().filename().string().ends_with(".gguf")) found.push_back(it->path().string());
   std::sort(found.begin(), found.end());
   if (found.size() > 1)
     throw Error(ErrorCode::input, fmt::format("{}: holds {} GGUF files", path, found.size()),

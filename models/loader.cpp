@@ -12,11 +12,6 @@
 namespace thimble {
 namespace {
 
-bool ends_with(const std::string& text, const char* suffix) {
-  const size_t n = std::strlen(suffix);
-  return text.size() >= n && text.compare(text.size() - n, n, suffix) == 0;
-}
-
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -50,7 +45,7 @@ class Loader {
       if (rule.roles[0] == Role::lm_head && model_.config.tied) {
         const std::string name = rule_name(rule, 0);
         ignored_.insert(find_name(name));
-        if (coded_ && ends_with(name, ".weight"))
+        if (coded_ && name.ends_with(".weight"))
           for (const std::string& part : coded_->tensors(name.substr(0, name.size() - 7))) ignored_.insert(part);
       }
   }
@@ -66,7 +61,7 @@ class Loader {
     const std::string found = find_spelled(name);
     if (!found.empty()) return found;
     for (const NameAlias& alias : model_.family->aliases) {
-      if (!ends_with(name, alias.name)) continue;
+      if (!name.ends_with(alias.name)) continue;
       const std::string other = find_spelled(name.substr(0, name.size() - std::strlen(alias.name)) + alias.in_file);
       if (!other.empty()) return other;
     }
@@ -84,7 +79,7 @@ class Loader {
     const std::vector<int64_t> shape = file_shape(model_.config, rule);
     const std::string wanted = rule_name(rule, layer, block);
     // Some formats keep their codes under the name of the weight.
-    if (coded_ && ends_with(wanted, ".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
+    if (coded_ && wanted.ends_with(".weight") && load_coded(rule, layer, wanted.substr(0, wanted.size() - 7))) return;
     const std::string name = find_name(wanted);
     if (name.empty() && load_other(rule, layer, block, shape)) return;
     if (name.empty()) {
@@ -288,7 +283,7 @@ class Loader {
     for (const std::string& name : set_.names()) {
       if (used_.count(name) || ignored_.count(name)) continue;
       if (std::any_of(model_.family->ignored.begin(), model_.family->ignored.end(),
-                      [&](const char* suffix) { return ends_with("." + name, suffix); }))
+                      [&](const char* suffix) { return ("." + name).ends_with(suffix); }))
         continue;
       if (++count <= 5) list += (list.empty() ? "" : ", ") + quote_for_message(name);
     }

@@ -100,11 +100,6 @@ std::vector<int64_t> file_shape(const ModelConfig& config, const TensorRule& rul
 
 namespace {
 
-bool ends_with(const std::string& text, const char* suffix) {
-  const size_t n = std::strlen(suffix);
-  return text.size() >= n && text.compare(text.size() - n, n, suffix) == 0;
-}
-
 Model load_llama2c(const std::string& path, const LoadOptions& options) {
   Model m;
   m.path = path;
@@ -183,7 +178,7 @@ Model load_model(const std::string& path, const KernelTable& kernels, const Load
     if (!file_exists(path))
       throw Error(ErrorCode::input, path + ": no such file or directory",
                   "give a Hugging Face model directory (config.json and *.safetensors) or a llama2.c .bin file");
-    if (ends_with(path, ".bin")) return load_llama2c(path, options);
+    if (path.ends_with(".bin")) return load_llama2c(path, options);
     throw Error(ErrorCode::input, path + ": is not a model: expected a directory with config.json, a GGUF file, or a llama2.c .bin file",
                 "give the directory of a Hugging Face model");
   }

@@ -322,13 +322,9 @@ void widen_any(const TensorView& t, To* out, const char* to) {
   }
 }
 
-bool ends_with(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
-}
-
 bool is_pickle_name(std::string_view name) {
   for (const char* end : {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".bin.index.json"})
-    if (ends_with(name, end)) return true;
+    if (name.ends_with(end)) return true;
   return false;
 }
 
@@ -445,7 +441,7 @@ TensorView SafetensorsFile::view(const std::string& name) const {
 const std::byte* SafetensorsFile::data(const std::string& name) const { return view(name).data; }
 
 bool SafetensorsSet::present(const std::string& path) {
-  if (!is_directory(path)) return file_exists(path) && ends_with(path, ".safetensors");
+  if (!is_directory(path)) return file_exists(path) && path.ends_with(".safetensors");
   return file_exists(join_path(path, "model.safetensors")) ||
          file_exists(join_path(path, "model.safetensors.index.json"));
 }

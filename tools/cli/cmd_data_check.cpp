@@ -30,10 +30,6 @@ struct FilePair {
 
 constexpr std::string_view kQuestions = "questions.json", kOutputs = "outputs.json";
 
-bool ends_with(const std::string& text, std::string_view end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 std::string sibling(const std::string& path, std::string_view from, std::string_view to) {
   const std::string other = path.substr(0, path.size() - from.size()) + std::string(to);
   return file_exists(other) ? other : "";
@@ -48,8 +44,8 @@ std::vector<FilePair> pairs_in(const std::string& dir) {
     const std::string path = at->path().string();
     std::error_code ignored;
     if (!at->is_regular_file(ignored)) continue;
-    if (ends_with(path, kQuestions)) pairs.push_back({path, sibling(path, kQuestions, kOutputs)});
-    else if (ends_with(path, kOutputs) && sibling(path, kOutputs, kQuestions).empty()) pairs.push_back({"", path});
+    if (path.ends_with(kQuestions)) pairs.push_back({path, sibling(path, kQuestions, kOutputs)});
+    else if (path.ends_with(kOutputs) && sibling(path, kOutputs, kQuestions).empty()) pairs.push_back({"", path});
   }
   if (failed) throw Error(ErrorCode::input, dir + ": cannot be listed: " + failed.message(), "check its permissions");
   if (pairs.empty())
@@ -66,8 +62,8 @@ std::vector<FilePair> pairs_of(const CheckOptions& o) {
     return pairs_in(o.path);
   }
   if (!o.outputs.empty()) return {{o.path, o.outputs}};
-  if (ends_with(o.path, kOutputs)) return {{sibling(o.path, kOutputs, kQuestions), o.path}};
-  if (ends_with(o.path, kQuestions)) return {{o.path, sibling(o.path, kQuestions, kOutputs)}};
+  if (o.path.ends_with(kOutputs)) return {{sibling(o.path, kOutputs, kQuestions), o.path}};
+  if (o.path.ends_with(kQuestions)) return {{o.path, sibling(o.path, kQuestions, kOutputs)}};
   // Another name: outputs begin with a brace, questions with a bracket.
   const std::string text = read_file(o.path);
   const size_t first = text.find_first_not_of(" \t\r\n");

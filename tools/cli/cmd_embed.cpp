@@ -27,14 +27,10 @@ struct EmbedOptions {
   const CLI::Option *prompt_given = nullptr, *file_given = nullptr;
 };
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 // Every line is a text, so that rows of the result and lines of the file agree; of a .jsonl file the field of each row.
 std::vector<std::string> read_texts(const std::string& path, const std::string& field) {
   const std::string content = read_input(path);
-  const bool rows = ends_with(path, ".jsonl") || ends_with(path, ".ndjson");
+  const bool rows = path.ends_with(".jsonl") || path.ends_with(".ndjson");
   std::vector<std::string> texts;
   int64_t line = 0;
   for (size_t at = 0; at < content.size();) {
@@ -108,7 +104,7 @@ void write_tensor(const std::string& path, const Embedder& embedder, const Embed
 
 void check_out(const std::string& path) {
   for (const char* end : {".npy", ".jsonl", ".safetensors"})
-    if (ends_with(path, end)) return;
+    if (path.ends_with(end)) return;
   throw Error(ErrorCode::usage, fmt::format("--out {}: unknown kind of file", path), "valid endings: .npy, .jsonl, .safetensors");
 }
 
@@ -146,9 +142,9 @@ int run_embed(EmbedOptions& o) {
     vectors = embedder.embed(texts, prompt, [&](int64_t done, int64_t) { progress.update(done); });
   }
   const double seconds = seconds_now() - started;
-  if (ends_with(o.out, ".npy")) write_npy(o.out, vectors, embedder.dimensions());
-  if (ends_with(o.out, ".jsonl")) write_jsonl(o.out, texts, vectors);
-  if (ends_with(o.out, ".safetensors")) write_tensor(o.out, embedder, vectors);
+  if (o.out.ends_with(".npy")) write_npy(o.out, vectors, embedder.dimensions());
+  if (o.out.ends_with(".jsonl")) write_jsonl(o.out, texts, vectors);
+  if (o.out.ends_with(".safetensors")) write_tensor(o.out, embedder, vectors);
 
   if (o.texts.size() > 1 && isatty(STDERR_FILENO)) say_similarities(o.common, texts, vectors);
   if (o.common.json) {

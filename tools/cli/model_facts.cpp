@@ -17,10 +17,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 Json tensor_list(const SafetensorsSet& set) {
   Json list = Json::array();
   for (const std::string& name : set.names()) {
@@ -141,7 +137,7 @@ Json gguf_adapter_facts(const std::string& path, bool tensors) {
   Json list = Json::array();
   for (const GgufTensor& t : file.tensors()) {
     parameters += t.elements();
-    if (ends_with(t.name, ".lora_a") && !t.shape().empty()) rank = std::max(rank, t.shape()[0]);
+    if (t.name.ends_with(".lora_a") && !t.shape().empty()) rank = std::max(rank, t.shape()[0]);
     const std::string name = t.name.substr(0, t.name.rfind(".weight"));  // "blk.0.attn_q"
     if (name.rfind("blk.", 0) == 0) modules.insert(name.substr(name.find('.', 4) + 1));
     list.push_back({{"name", t.name}, {"shape", t.shape()}, {"dtype", ggml_type_info(t.type).name}, {"bytes", t.bytes}});

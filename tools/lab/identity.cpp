@@ -16,24 +16,17 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-bool starts_with(const std::string& text, const std::string& start) {
-  return text.compare(0, start.size(), start) == 0;
-}
-
 bool is_weights(const std::string& name) {
   for (const char* end : {".safetensors", ".bin", ".gguf", ".thimble"})
-    if (ends_with(name, end)) return true;
+    if (name.ends_with(end)) return true;
   return false;
 }
 bool is_part_of_model(const std::string& name) {
-  if (is_weights(name) || ends_with(name, ".safetensors.index.json")) return true;
+  if (is_weights(name) || name.ends_with(".safetensors.index.json")) return true;
   for (const char* start : {"tokenizer", "vocab", "merges", "added_tokens", "special_tokens_map"})
-    if (starts_with(name, start)) return true;
+    if (name.starts_with(start)) return true;
   // How an encoder's hidden states become a vector.
-  if (name == "modules.json" || name == "config_sentence_transformers.json" || starts_with(name, "sentence_")) return true;
+  if (name == "modules.json" || name == "config_sentence_transformers.json" || name.starts_with("sentence_")) return true;
   return name == "config.json" || name == "quantize_config.json" || name == "quantization_config.json";
 }
 
@@ -94,7 +87,7 @@ std::string resolve_model(const std::string& name) {
   const std::vector<std::string> zoo = zoo_models();
   const std::string hint = zoo.empty() ? "the zoo is empty or missing: set THIMBLE_ZOO to its folder, or give a path"
                                        : "models of the zoo: " + joined(zoo);
-  if (starts_with(name, "zoo:")) {
+  if (name.starts_with("zoo:")) {
     const std::string wanted = name.substr(4);
     if (std::find(zoo.begin(), zoo.end(), wanted) == zoo.end())
       throw Error(ErrorCode::input, fmt::format("{}: the zoo has no such model", name), hint);
@@ -144,7 +137,7 @@ std::string model_sha256(const std::string& path, FileHashes& hashes) {
     const std::string dir = file.has_parent_path() ? file.parent_path().string() : ".";
     add(dir, file.filename().string());
     for (const std::string& name : files_of(dir))
-      if (starts_with(name, "tok") && ends_with(name, ".bin") && name != file.filename()) add(dir, name);
+      if (name.starts_with("tok") && name.ends_with(".bin") && name != file.filename()) add(dir, name);
     return sum.hex();
   }
   bool weights = false;
