@@ -32,8 +32,8 @@ class GgufModel final : public TensorSource {
   const std::vector<std::string>& names() const override { return names_; }
   uint64_t file_bytes() const override { return file_.file_bytes(); }
   TensorView find_view(const std::string& name) const override;
-  // Frees what find_view() has made; its views of made tensors end.
-  void forget_views() const { views_.clear(); }
+  void release_pages() const override { file_.release_pages(); }
+  void forget_views() const override { views_.clear(); }
 
   // Null when no tensor is quantized. Valid as long as this object.
   const CodedSource* coded() const;

@@ -31,6 +31,9 @@ class MappedFile {
   std::string read(size_t offset, size_t bytes) const;
   // Throws input when the file is now shorter than its mapping.
   void check_not_truncated() const;
+  // Gives the mapped pages back to the system, which would count them as this program's until memory runs short. What
+  // they hold stays in place and is read from the file again when it is used.
+  void release_pages() const noexcept;
 
  private:
   const std::byte* data_ = nullptr;

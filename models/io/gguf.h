@@ -108,6 +108,7 @@ class GgufFile {
   const GgufTensor* find_tensor(const std::string& name) const;        // nullptr when absent
   // The first byte of a tensor's data; throws input when the file has been truncated since it was opened.
   const std::byte* data(const GgufTensor& tensor) const;
+  void release_pages() const { map_.release_pages(); }  // see MappedFile
 
   // True when the file starts with the magic bytes.
   static bool present(const std::string& path);

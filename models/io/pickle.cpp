@@ -684,6 +684,14 @@ PickleSet::PickleSet(const std::string& dir) : path_(dir) {
                   kDamaged);
 }
 
+void PickleSet::release_pages() const {
+  for (const auto& f : files_) f->release_pages();
+}
+
+void PickleSet::forget_views() const {
+  for (const auto& f : files_) f->forget_views();
+}
+
 uint64_t PickleSet::file_bytes() const {
   uint64_t n = 0;
   for (const auto& f : files_) n += f->file_bytes();

@@ -32,6 +32,8 @@ class PickleFile {
   };
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
   TensorView find_view(const std::string& name) const;  // empty when absent
+  void release_pages() const { map_.release_pages(); }
+  void forget_views() const { ordered_.clear(); }
 
  private:
   struct Member {
@@ -64,6 +66,8 @@ class PickleSet final : public TensorSource {
   const std::vector<std::string>& names() const override { return names_; }
   uint64_t file_bytes() const override;
   TensorView find_view(const std::string& name) const override;
+  void release_pages() const override;
+  void forget_views() const override;
 
  private:
   std::string path_;

@@ -510,6 +510,10 @@ TensorView SafetensorsSet::find_view(const std::string& name) const {
   return file ? file->view(name) : TensorView{};
 }
 
+void SafetensorsSet::release_pages() const {
+  for (const auto& file : files_) file->release_pages();
+}
+
 uint64_t SafetensorsSet::file_bytes() const {
   uint64_t n = 0;
   for (const auto& file : files_) n += file->file_bytes();

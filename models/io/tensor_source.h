@@ -19,6 +19,11 @@ class TensorSource {
   // of GGUF) is never handed out here: it is read through a CodedSource.
   virtual TensorView find_view(const std::string& name) const = 0;
 
+  // Gives the pages of mapped files back to the system. Views stay valid: what they show is read again when it is used.
+  virtual void release_pages() const {}
+  // Ends the views of tensors that lie in no file as they are and were made when they were asked for.
+  virtual void forget_views() const {}
+
   bool has(const std::string& name) const { return static_cast<bool>(find_view(name)); }
   TensorView view(const std::string& name) const;  // throws input when absent
 };
@@ -37,6 +42,7 @@ class SafetensorsSet final : public TensorSource {
   const std::vector<std::string>& names() const override { return names_; }
   uint64_t file_bytes() const override;
   TensorView find_view(const std::string& name) const override;
+  void release_pages() const override;
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
   // The metadata of the first file.
   const std::map<std::string, std::string>& metadata() const { return files_.front()->metadata(); }
