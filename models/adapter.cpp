@@ -15,7 +15,7 @@
 #include "models/io/safetensors.h"
 #include "models/io/tensor_source.h"
 #include "models/loader.h"
-#include "models/packed.h"
+#include "models/unpack.h"
 #include "tensor/context.h"
 #include "tensor/error.h"
 #include "tensor/file.h"

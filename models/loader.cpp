@@ -32,8 +32,10 @@ class Loader {
     resolve_tied();
     resolve_pooler();
     model_.weights.resize(model_.config);
-    for_each_tensor(model_.config, rules_,
-                    [&](const TensorRule& rule, int64_t layer, int64_t block) { load_rule(rule, layer, block); });
+    for_each_tensor(model_.config, rules_, [&](const TensorRule& rule, int64_t layer, int64_t block) {
+      load_rule(rule, layer, block);
+      if (options_.consume && block + 1 == rule_blocks(model_.config, rule)) hand_out(rule, layer);
+    });
     refuse_unused();
   }
 
@@ -54,6 +56,25 @@ class Loader {
   void resolve_pooler() {
     for (const TensorRule& rule : rules_)
       if (rule.roles[0] == Role::pooler_w && find_name(rule_name(rule, 0)).empty()) model_.config.pooler = false;
+  }
+
+  void hand_out(const TensorRule& rule, int64_t layer) {
+    for (Role role : rule.roles) {
+      Weight& w = model_.weights.at(role, layer);
+      options_.consume(model_, role, layer, w);
+      w = Weight{};
+    }
+    model_.store.clear();
+    set_.forget_views();
+  }
+
+  // Pages of the file that were copied count as this program's until somebody gives them back.
+  void count_copied(size_t bytes) {
+    constexpr size_t kEnough = size_t{32} << 20;
+    copied_ += bytes;
+    if (copied_ < kEnough) return;
+    set_.release_pages();
+    copied_ = 0;
   }
 
   // A rule's name as the file has it: perhaps without the prefix, perhaps under an alias; empty when absent.
@@ -95,6 +116,7 @@ class Loader {
                   "config.json and the weights belong to different models, or one of them is damaged");
     for (size_t part = 0; part < rule.roles.size(); ++part)
       load_part(rule, static_cast<int>(part), layer, block, view, shape);
+    if (options_.consume || options_.trainable) count_copied(view.info->bytes);
   }
 
   bool load_other(const TensorRule& rule, int64_t layer, int64_t block, std::vector<int64_t> shape) {
@@ -210,6 +232,7 @@ class Loader {
       load_codes(rule, layer, module, q);
     else
       load_decoded(rule, layer, q);
+    count_copied(q.codes.size() + q.dense.size());
     return true;
   }
 
@@ -302,6 +325,7 @@ class Loader {
   const std::vector<TensorRule>& rules_;
   const char* prefix_;
   std::set<std::string> used_, ignored_;
+  size_t copied_ = 0;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "models/gguf_model.h"
 #include "models/io/pickle.h"
 #include "models/loader.h"
+#include "models/packed_store.h"
 #include "tensor/error.h"
 
 namespace thimble {
@@ -26,6 +27,12 @@ void* WeightStore::allocate(size_t bytes) {
   at_ += rounded;
   left_ -= rounded;
   return p;
+}
+
+void WeightStore::clear() {
+  buffers_.clear();
+  left_ = 0;
+  at_ = nullptr;
 }
 
 int64_t WeightStore::bytes() const {
@@ -170,9 +177,7 @@ Model load_gguf(const std::string& path, const KernelTable& kernels, const LoadO
   return m;
 }
 
-}  // namespace
-
-Model load_model(const std::string& path, const KernelTable& kernels, const LoadOptions& options) {
+Model load_any(const std::string& path, const KernelTable& kernels, const LoadOptions& options) {
   if (const std::string gguf = gguf_path(path); !gguf.empty()) return load_gguf(gguf, kernels, options);
   if (!is_directory(path)) {
     if (!file_exists(path))
@@ -185,6 +190,7 @@ Model load_model(const std::string& path, const KernelTable& kernels, const Load
   const std::string config_path = join_path(path, "config.json");
   if (!file_exists(config_path))
     throw Error(ErrorCode::input, path + ": has no config.json", "give the directory of a Hugging Face model");
+  if (is_packed_store(path)) return load_packed_store(path, options);
   const nlohmann::json json = parse_json_file(config_path);
   const JsonObject object(json, config_path);
   Model m;
@@ -200,6 +206,22 @@ Model load_model(const std::string& path, const KernelTable& kernels, const Load
   const std::unique_ptr<CodedSource> coded = open_coded_source(path, *m.source);
   load_weights(m, kernels, options, {m.source.get(), coded.get(), &m.family->tensors, m.family->optional_prefix});
   if (options.trainable) m.source.reset();  // everything was copied; mapped pages would count twice
+  return m;
+}
+
+}  // namespace
+
+Model load_model(const std::string& path, const KernelTable& kernels, const LoadOptions& options) {
+  Model m = load_any(path, kernels, options);
+  if (!options.consume) return m;
+  // What the loader has not handed out already: weights that are views of a mapped file.
+  for_each_weight(m.weights, [&](Role role, int64_t place, Weight& w) {
+    options.consume(m, role, place, w);
+    w = Weight{};
+    if (m.source) m.source->release_pages();
+    if (m.llama2c) m.llama2c->map.release_pages();
+  });
+  m.store.clear();
   return m;
 }
 

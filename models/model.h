@@ -22,6 +22,7 @@ class WeightStore {
   void* allocate(size_t bytes);
   void adopt(Buffer buffer) { buffers_.push_back(std::move(buffer)); }
   int64_t bytes() const;  // of all blocks
+  void clear();
 
  private:
   MemoryBudget* budget_;
@@ -30,9 +31,14 @@ class WeightStore {
   std::byte* at_ = nullptr;
 };
 
+struct Model;
+
 struct LoadOptions {
   bool trainable = false;  // f32 copies with gradients for every weight that the file stores as f32, f16 or bf16
   MemoryBudget* budget = nullptr;
+  // For tools that stream: called with every weight as it comes, once; then its memory is freed, so that one tensor of the
+  // file is in memory at a time, and the model that is returned has none. place: see for_each_place().
+  std::function<void(const Model& model, Role role, int64_t place, const Weight& weight)> consume;
 };
 
 struct Model {
@@ -52,8 +58,9 @@ struct Model {
   int64_t stored_bytes() const;
 };
 
-// path: a Hugging Face directory (config.json with safetensors), a GGUF file, or a llama2.c .bin file. f32, f16 and bf16 matrices
-// stay in the mapped file where their layout allows; GPTQ weights are packed into tiles.
+// path: a Hugging Face directory (config.json with safetensors), a GGUF file, a packed store, or a llama2.c .bin file. f32,
+// f16 and bf16 matrices stay in the mapped file where their layout allows, tiles of a packed store always do; GPTQ weights
+// and the like are packed into tiles.
 // Errors: input with file and tensor for anything missing, unused, misshapen; unsupported for families and formats.
 Model load_model(const std::string& path, const KernelTable& kernels, const LoadOptions& options = {});
 

@@ -5,10 +5,13 @@
 #include <cstring>
 #include <map>
 
+#include "kernels/kernel_table.h"
 #include "models/gguf_model.h"
 #include "models/io/ggml_blocks.h"
 #include "models/io/pickle.h"
 #include "models/loader.h"
+#include "models/packed_store.h"
+#include "models/unpack.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
@@ -41,6 +44,7 @@ class Llama2cSource final : public TensorSource {
   const std::string& path() const override { return path_; }
   const std::vector<std::string>& names() const override { return names_; }
   uint64_t file_bytes() const override { return file_.map.size(); }
+  void release_pages() const override { file_.map.release_pages(); }
   // q and k are put in order in one buffer: their view lasts until the next one of theirs.
   TensorView find_view(const std::string& name) const override {
     const auto it = entries_.find(name);
@@ -125,18 +129,21 @@ ModelSource::ModelSource(const std::string& path) : path_(path) {
     tensors_ = std::move(model);
   } else {
     config_name = join_path(path, "config.json");
+    if (is_packed_store(path)) store_ = std::make_unique<Model>(load_packed_store(path, {}));
     if (!file_exists(config_name))
       throw Error(ErrorCode::input, path + ": has no config.json", "give the directory of a Hugging Face model");
     parse_json_file(config_name);
     json_ = nlohmann::ordered_json::parse(read_file(config_name));
-    if (!SafetensorsSet::present(path) && PickleSet::present(path)) {
+    if (store_) {
+      container_ = "thimble";
+    } else if (!SafetensorsSet::present(path) && PickleSet::present(path)) {
       container_ = "pickle";
       tensors_ = std::make_unique<PickleSet>(path);
     } else {
       container_ = "safetensors";
       tensors_ = std::make_unique<SafetensorsSet>(path);
     }
-    own_coded_ = open_coded_source(path, *tensors_);
+    if (!store_) own_coded_ = open_coded_source(path, *tensors_);
     coded_ = own_coded_.get();
   }
   json_.erase("quantization_config");
@@ -144,7 +151,27 @@ ModelSource::ModelSource(const std::string& path) : path_(path) {
   const JsonObject object(plain, config_name);
   family_ = &find_family(object);
   config_ = parse_config(object, *family_);
-  list_tensors();
+  (store_ ? list_store() : list_tensors());
+}
+
+void ModelSource::list_store() {
+  config_.pooler = store_->config.pooler;
+  bare_names_ = packed_store_statement(path_).bare_names;
+  for_each_tensor(store_->config, family_->tensors, [&](const TensorRule& rule, int64_t place, int64_t block) {
+    if (!store_->weights.at(rule.roles[0], place)) return;
+    SourceTensor t;
+    t.name = t.stored = rule_name(rule, place, block);
+    if (bare_names_ && t.name.starts_with(family_->optional_prefix)) t.name.erase(0, std::strlen(family_->optional_prefix));
+    t.shape = file_shape(store_->config, rule);
+    // Vectors are f32 in memory, whatever the file holds.
+    const TensorView rows = store_->source->find_view(weight_name(rule.roles[0], place));
+    t.dtype = rows ? rows.info->dtype : stored_dtype(*store_, rule, place);
+    t.coded = is_one_grid(*store_, rule, place);
+    t.rule = &rule;
+    t.layer = place;
+    t.block = block;
+    list_.push_back(std::move(t));
+  });
 }
 
 void ModelSource::list_tensors() {
@@ -186,7 +213,12 @@ void ModelSource::list_tensors() {
         t.stored = name.substr(0, name.size() - 7);
         t.coded = true;
       }
-      if (!t.stored.empty()) break;
+      if (t.stored.empty()) continue;
+      if (name == bare && name != t.name && !gguf_) {
+        bare_names_ = true;
+        t.name = bare;
+      }
+      break;
     }
     if (t.stored.empty() && rule.other.name && role_is_expert(rule.roles[0]) && !gguf_) {
       TensorRule renamed = rule;
@@ -211,10 +243,26 @@ void ModelSource::list_tensors() {
   });
 }
 
+void ModelSource::count_read(uint64_t bytes) const {
+  constexpr uint64_t kEnough = uint64_t{32} << 20;
+  read_ += bytes;
+  if (read_ < kEnough) return;
+  (store_ ? *store_->source : *tensors_).release_pages();
+  read_ = 0;
+}
+
 TensorView ModelSource::view(const SourceTensor& t) const {
   THIMBLE_CHECK(!t.coded);
-  if (gguf_) gguf_->forget_views();
+  if (store_) {
+    static const KernelTable kernels = build_kernel_table(best_tier());
+    made_ = tensor_bytes(*store_, kernels, *t.rule, t.layer, t.block, t.dtype);
+    count_read(made_.size());
+    sliced_ = {t.name, t.dtype, t.shape, 0, made_.size()};
+    return {&sliced_, reinterpret_cast<const std::byte*>(made_.data()), path_};
+  }
+  tensors_->forget_views();
   TensorView v = tensors_->view(t.stored);
+  count_read(v.info->bytes / static_cast<uint64_t>(t.slices));  // before the caller reads them: of the tensors so far
   if (t.slice < 0) return v;
   sliced_ = *v.info;
   sliced_.shape = t.shape;
@@ -226,7 +274,13 @@ TensorView ModelSource::view(const SourceTensor& t) const {
 
 CodedLinear ModelSource::read_codes(const SourceTensor& t) const {
   THIMBLE_CHECK(t.coded);
+  if (store_) {
+    CodedLinear q = unpack_linear(*store_, *t.rule, t.layer);
+    count_read(q.codes.size());
+    return q;
+  }
   CodedLinear q = coded_->read(t.stored);
+  count_read(q.codes.size() + q.dense.size());
   const bool turned = layout_is_transposed(t.rule->layout);
   if (q.out != t.shape[turned ? 1 : 0] || q.in != t.shape[turned ? 0 : 1])
     throw Error(ErrorCode::input,

@@ -1,5 +1,6 @@
 // Any readable model as Hugging Face's config.json and tensors, one at a time: what `convert` and other tools that
-// stream read from. Nothing but the tensor at hand is in memory; plain tensors are views of mapped files.
+// stream read from. Nothing but the tensor at hand is in memory; plain tensors are views of mapped files, whose pages are
+// given back after some tens of megabytes.
 #pragma once
 
 #include <functional>
@@ -16,7 +17,7 @@
 namespace thimble {
 
 struct SourceTensor {
-  std::string name;                                // as the family names it
+  std::string name;                                // as Hugging Face's files name it
   std::vector<int64_t> shape;                      // as in Hugging Face's file
   SafetensorsDtype dtype = SafetensorsDtype::f32;  // of plain tensors
   bool coded = false;                              // read_codes() has it
@@ -40,11 +41,13 @@ class ModelSource {
   const nlohmann::ordered_json& json() const { return json_; }  // config.json, without what describes a quantization
   const ModelConfig& config() const { return config_; }
   const Family& family() const { return *family_; }
-  std::string container() const { return container_; }  // "safetensors", "pickle", "gguf", "llama2.c"
-  std::string quantization() const { return coded_ ? coded_->description() : ""; }
-  uint64_t file_bytes() const { return tensors_->file_bytes(); }
+  std::string container() const { return container_; }  // "safetensors", "pickle", "gguf", "llama2.c", "thimble"
+  std::string quantization() const { return store_ ? store_->quantization : coded_ ? coded_->description() : ""; }
+  uint64_t file_bytes() const { return store_ ? uint64_t(store_->file_bytes) : tensors_->file_bytes(); }
 
   const std::vector<SourceTensor>& tensors() const { return list_; }
+  // Whether names lack the family's prefix, as in files of base models.
+  bool bare_names() const { return bare_names_; }
   const GgufModel* gguf() const { return gguf_; }  // null unless the container is GGUF
   // Of plain ones; lasts until the next call.
   TensorView view(const SourceTensor& tensor) const;
@@ -53,17 +56,23 @@ class ModelSource {
 
  private:
   void list_tensors();
+  void list_store();
+  void count_read(uint64_t bytes) const;
 
   std::string path_, container_;
   nlohmann::ordered_json json_;
   const Family* family_ = nullptr;
   ModelConfig config_;
+  std::unique_ptr<Model> store_;  // a packed store, which keeps weights by role; else tensors_
+  mutable std::string made_;      // the tensor of the store that was asked for last
   std::unique_ptr<TensorSource> tensors_;
   const GgufModel* gguf_ = nullptr;
   std::unique_ptr<CodedSource> own_coded_;
   const CodedSource* coded_ = nullptr;
   std::vector<SourceTensor> list_;
+  bool bare_names_ = false;
   mutable TensorInfo sliced_;
+  mutable uint64_t read_ = 0;  // bytes since pages were released
 };
 
 // A llama2.c file under Hugging Face's names, the rows of q and k in Hugging Face's order.

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "models/io/safetensors.h"
+#include "models/unpack.h"
 #include "quant/rtn.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -20,14 +21,6 @@ using Json = nlohmann::ordered_json;
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-bool is_query_or_key(Role role) { return role == Role::q_w || role == Role::k_w; }
-
-// Row of the file for row r of a part.
-int64_t file_row(const ModelConfig& config, const TensorRule& rule, size_t part, int64_t r) {
-  const int64_t row = is_query_or_key(rule.roles[part]) ? rotary_file_row(config, r) : r;
-  return source_row(config, rule.layout, static_cast<int>(part), row);
-}
-
 PackedModule empty_module(const Model& model, const TensorRule& rule, int64_t layer) {
   PackedModule m;
   m.name = rule_name(rule, layer);
@@ -38,55 +31,18 @@ PackedModule empty_module(const Model& model, const TensorRule& rule, int64_t la
   return m;
 }
 
-// True when the parts of a rule have codes with zero points in the same groups: together they are one linear of a file.
-bool is_one_grid(const Model& model, const TensorRule& rule, int64_t layer) {
-  const Weight& first = model.weights.at(rule.roles[0], layer);
-  return std::all_of(rule.roles.begin(), rule.roles.end(), [&](Role role) {
-    const Weight& w = model.weights.at(role, layer);
-    return is_tiled(w.format) && !w.mins && w.cols == first.cols && w.group == first.group &&
-           (w.perm != nullptr) == (first.perm != nullptr) &&
-           (!w.perm || std::equal(w.perm, w.perm + w.cols, first.perm));
-  });
-}
-
 PackedModule unpack_tiles(const Model& model, const TensorRule& rule, int64_t layer, const WeightSpec& spec) {
-  THIMBLE_CHECK(is_one_grid(model, rule, layer));
+  CodedLinear q = unpack_linear(model, rule, layer);
+  THIMBLE_CHECK(q.mins.empty());
   PackedModule m = empty_module(model, rule, layer);
   m.spec = spec;
-  const Weight& first = model.weights.at(rule.roles[0], layer);
-  m.group = first.group > 0 && first.group < m.in ? first.group : m.in;
-  m.groups = (m.in + m.group - 1) / m.group;
-  if (first.perm) m.perm.assign(first.perm, first.perm + m.in);
-  m.codes.resize(at(m.out * m.in));
-  m.zeros.resize(at(m.out * m.groups));
-  // In f16, which holds the scales of most formats; beside them in f32, in case that it does not.
-  m.scales_f16.resize(m.zeros.size());
-  m.scales_f32.resize(m.zeros.size());
-  bool exact = true;
-  for (size_t part = 0; part < rule.roles.size(); ++part) {
-    const Weight& w = model.weights.at(rule.roles[part], layer);
-    const TileGeometry g = w.geometry();
-    const auto* codes = static_cast<const uint8_t*>(w.data);
-    for (int64_t r = 0; r < w.rows; ++r) {
-      const int64_t to = file_row(model.config, rule, part, r), tile = r / kTileRows, lane = r % kTileRows;
-      for (int64_t c = 0; c < m.in; ++c) {
-        const CodePlace place = code_place(w.format, lane, c);
-        const int mask = (1 << format_bits(w.format)) - 1;
-        m.codes[at(to * m.in + c)] =
-            static_cast<uint8_t>(codes[tile * g.steps * 64 + place.byte] >> place.shift & mask);
-      }
-      for (int64_t k = 0; k < m.groups; ++k) {
-        const int64_t from = (tile * g.groups + k) * kTileRows + lane;
-        const size_t i = at(to * m.groups + k);
-        m.zeros[i] = tile_zero(w, g, r, k);
-        m.scales_f16[i] = w.scale_f32 ? f16_bits(static_cast<const float*>(w.scales)[from])
-                                      : static_cast<const uint16_t*>(w.scales)[from];
-        m.scales_f32[i] = w.scale_f32 ? static_cast<const float*>(w.scales)[from] : f16_value(m.scales_f16[i]);
-        exact = exact && f16_value(m.scales_f16[i]) == m.scales_f32[i];
-      }
-    }
-  }
-  (exact ? m.scales_f32.clear() : m.scales_f16.clear());
+  m.group = q.group_size;
+  m.groups = q.groups;
+  m.codes = std::move(q.codes);
+  m.zeros = std::move(q.zeros);
+  m.scales_f16 = std::move(q.scales_f16);
+  m.scales_f32 = std::move(q.scales_f32);
+  m.perm = std::move(q.perm);
   return m;
 }
 
@@ -149,50 +105,6 @@ std::vector<Entry> entries_of(const Model& model) {
   return entries;
 }
 
-SafetensorsDtype dtype_of(const Weight& w) {
-  return w.format == WeightFormat::f16    ? SafetensorsDtype::f16
-         : w.format == WeightFormat::bf16 ? SafetensorsDtype::bf16
-                                          : SafetensorsDtype::f32;
-}
-
-// The bytes of a tensor that is not quantized, in the dtype that the model holds it in.
-std::string stored_bytes_of(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t layer,
-                            ExportedTensor t) {
-  if (moves_rotary_rows(model.config) && is_query_or_key(rule.roles[0]) && t.shape.size() == 2) {
-    const std::vector<float> from = t.data;
-    const int64_t cols = t.shape[1];
-    for (int64_t r = 0; r < t.shape[0]; ++r)
-      std::copy_n(&from[at(r * cols)], cols, &t.data[at(rotary_file_row(model.config, r) * cols)]);
-  }
-  const Weight& w = model.weights.at(rule.roles[0], layer);
-  std::string bytes(t.data.size() * (dtype_of(w) == SafetensorsDtype::f32 ? 4 : 2), '\0');
-  if (w.format == WeightFormat::f16) {
-    kernels.f32_to_f16({static_cast<int64_t>(t.data.size()), t.data.data(), bytes.data()});
-  } else if (w.format == WeightFormat::bf16) {
-    // The values are bf16 already; the conversion kernel would flush subnormal ones.
-    for (size_t i = 0; i < t.data.size(); ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, &t.data[i], 4);
-      const auto half = static_cast<uint16_t>(bits >> 16);
-      std::memcpy(&bytes[2 * i], &half, 2);
-    }
-  } else {
-    std::memcpy(bytes.data(), t.data.data(), bytes.size());
-  }
-  return bytes;
-}
-
-}  // namespace
-
-int64_t rotary_file_row(const ModelConfig& config, int64_t row) {
-  if (!moves_rotary_rows(config)) return row;
-  const int64_t d = config.rope.dims, in_head = row % config.head_dim;
-  if (in_head >= d) return row;
-  return row - in_head + (in_head % 2 == 0 ? in_head / 2 : d / 2 + in_head / 2);
-}
-
-namespace {
-
 void refuse_module(PackedFormat format, const PackedModule& m) {
   const std::string why = cannot_hold(format, m);
   if (why.empty()) return;
@@ -205,6 +117,8 @@ class PackedWriter {
  public:
   PackedWriter(const Model& model, const KernelTable& kernels, std::vector<Entry> entries, const PackedOptions& options)
       : model_(model), kernels_(kernels), entries_(std::move(entries)), options_(options) {}
+
+  int64_t tensors() const { return tensors_; }
 
   int64_t run(const std::string& dir, Json config) {
     const bool was_there = options_.dry_run || is_directory(dir);
@@ -277,13 +191,14 @@ class PackedWriter {
     int64_t n = safetensors_dtype_bits(dtype) / 8;
     for (int64_t d : shape) n *= d;
     bytes_ += n;
+    ++tensors_;
   }
 
   void declare(const Entry& e, SafetensorsWriter* writer) {
     const std::string name = rule_name(*e.rule, e.layer, e.block);
     if (!e.spec) {
       const ExportedTensor t = export_tensor(model_, kernels_, name);
-      declare_one(writer, name, dtype_of(model_.weights.at(e.rule->roles[0], e.layer)), t.shape);
+      declare_one(writer, name, stored_dtype(model_, *e.rule, e.layer), t.shape);
       const Role role = e.rule->roles[0];
       const std::string module = name.substr(0, name.size() - std::strlen(".weight"));
       if (e.linear || role == Role::router_w) packed_.dense.push_back(module);
@@ -304,9 +219,9 @@ class PackedWriter {
 
   void write(const Entry& e, SafetensorsWriter& writer) {
     if (!e.spec) {
-      ExportedTensor t = export_tensor(model_, kernels_, rule_name(*e.rule, e.layer, e.block));
-      const std::string name = t.name, data = stored_bytes_of(model_, kernels_, *e.rule, e.layer, std::move(t));
-      writer.write(name, data.data(), data.size());
+      const std::string data =
+          tensor_bytes(model_, kernels_, *e.rule, e.layer, e.block, stored_dtype(model_, *e.rule, e.layer));
+      writer.write(rule_name(*e.rule, e.layer, e.block), data.data(), data.size());
       return;
     }
     const PackedModule m = module_of(e);
@@ -321,7 +236,7 @@ class PackedWriter {
   const PackedOptions& options_;
   PackedModel packed_;
   bool quantized_ = false;
-  int64_t bytes_ = 0;
+  int64_t bytes_ = 0, tensors_ = 0;
 };
 
 }  // namespace
@@ -378,7 +293,7 @@ PackedReport write_quantized(const std::string& dir, const Model& model, const K
       continue;
     }
     std::string why = "a grid with minima, or of several kinds";
-    if (is_one_grid(model, *e.rule, e.layer)) {
+    if (is_one_grid(model, *e.rule, e.layer) && !model.weights.at(e.rule->roles[0], e.layer).mins) {
       PackedModule m = unpack_tiles(model, *e.rule, e.layer, {});
       m.spec = grid_of(options.format, m);
       why = cannot_hold(options.format, m);
@@ -407,7 +322,9 @@ PackedReport write_quantized(const std::string& dir, const Model& model, const K
     if (e.spec->group == 0 && most != groups.end() && model.weights.at(e.rule->roles[0], e.layer).cols == most->first)
       e.spec->group = most->first;
   }
-  report.bytes = PackedWriter(model, kernels, std::move(entries), options).run(dir, std::move(config));
+  PackedWriter writer(model, kernels, std::move(entries), options);
+  report.bytes = writer.run(dir, std::move(config));
+  report.tensors = writer.tensors();
   return report;
 }
 

@@ -38,6 +38,7 @@ struct PackedOptions {
 
 struct PackedReport {
   int64_t bytes = 0;    // of tensor data
+  int64_t tensors = 0;
   int64_t kept = 0;     // linears whose codes are those of the model
   int64_t rounded = 0;  // linears that were rounded to nearest from floats
   std::vector<std::string>
@@ -50,13 +51,5 @@ struct PackedReport {
 // model. config, errors: as above.
 PackedReport write_quantized(const std::string& dir, const Model& model, const KernelTable& kernels,
                              nlohmann::ordered_json config, const PackedOptions& options);
-
-// Where row `row` of a query or key matrix of a model with neighbouring rotary pairs (2j, 2j + 1) stands in the order
-// with halves (j, j + head_dim / 2); the row itself for other models.
-int64_t rotary_file_row(const ModelConfig& config, int64_t row);
-// Whether rows move at all: the model's pairs are not those of its family's Hugging Face files.
-inline bool moves_rotary_rows(const ModelConfig& config) {
-  return config.positions == PositionKind::rope && config.rope.interleaved != config.rope.hf_interleaved;
-}
 
 }  // namespace thimble

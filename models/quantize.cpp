@@ -35,26 +35,34 @@ LoadFormat parse_load_format(const std::string& text) {
               "valid: stored, q8, q4, q2; with a group: q4-g32, q4-g64, q4-g128, q4-row; and a kind: q4-g32-sym, q4-g32-min");
 }
 
+bool is_packable(const ModelConfig& config, Role role) {
+  return role_is_layer(role) && role != Role::router_w && !role_shape(config, role).vector;
+}
+
+TileStorage round_weight(const Weight& w, const KernelTable& kernels, const LoadFormat& format, int threads,
+                         MemoryBudget* budget) {
+  std::vector<float> values(static_cast<size_t>(w.numel()));
+  dequantize(kernels, w, values.data());
+  const bool has_min = format.kind == GroupKind::minimum;
+  const WeightSpec spec{format.bits, format.group, format.kind == GroupKind::symmetric};
+  const QuantizedMatrix q = has_min ? quantize_rtn_min(values.data(), w.rows, w.cols, format.bits, format.group, threads)
+                                    : quantize_rtn(values.data(), w.rows, w.cols, spec, nullptr, threads);
+  TileSource source;
+  source.rows = w.rows;
+  source.cols = w.cols;
+  source.group = q.groups == 1 ? 0 : format.group;
+  source.codes = q.codes.data();
+  source.scales = q.scales_f16.data();
+  source.zeros = has_min ? nullptr : q.zeros.data();
+  source.mins = has_min ? q.mins_f16.data() : nullptr;
+  return pack_tiles(kernels, tile_format(format.bits), source, budget);
+}
+
 void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget) {
   if (format.bits == 0) return;
-  std::vector<float> values;
   for_each_weight(model.weights, [&](Role role, int64_t, Weight& w) {
-    if (!role_is_layer(role) || role == Role::router_w || role_shape(model.config, role).vector || is_tiled(w.format) || w.grad) return;
-    values.resize(static_cast<size_t>(w.numel()));
-    dequantize(kernels, w, values.data());
-    const bool has_min = format.kind == GroupKind::minimum;
-    const QuantizedMatrix q = has_min ? quantize_rtn_min(values.data(), w.rows, w.cols, format.bits, format.group, 1)
-                                      : quantize_rtn(values.data(), w.rows, w.cols, format.bits, format.group,
-                                                     format.kind == GroupKind::symmetric);
-    TileSource source;
-    source.rows = w.rows;
-    source.cols = w.cols;
-    source.group = q.groups == 1 ? 0 : format.group;
-    source.codes = q.codes.data();
-    source.scales = q.scales_f16.data();
-    source.zeros = has_min ? nullptr : q.zeros.data();
-    source.mins = has_min ? q.mins_f16.data() : nullptr;
-    TileStorage tiles = pack_tiles(kernels, tile_format(format.bits), source, budget);
+    if (!is_packable(model.config, role) || is_tiled(w.format) || w.grad) return;
+    TileStorage tiles = round_weight(w, kernels, format, 1, budget);
     release_weight_pages(w);
     w = tiles.weight;
     model.store.adopt(std::move(tiles.buffer));

@@ -19,6 +19,13 @@ struct LoadFormat {
 // Throws usage, listing the forms.
 LoadFormat parse_load_format(const std::string& text);
 
+// Linears of layers, which are packed; embeddings, head, routers and vectors are not.
+bool is_packable(const ModelConfig& config, Role role);
+
+// Rounds a matrix in floats to nearest. format.bits > 0, 3 too.
+TileStorage round_weight(const Weight& weight, const KernelTable& kernels, const LoadFormat& format, int threads,
+                         MemoryBudget* budget);
+
 // Weights that are packed already, and trainable models, are left alone. One matrix at a time is unpacked in f32.
 void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget = nullptr);
 

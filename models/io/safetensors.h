@@ -102,6 +102,7 @@ class SafetensorsFile {
   // The first byte of a tensor; throws input when there is none of that name, or the file has been truncated since.
   const std::byte* data(const std::string& name) const;
   TensorView view(const std::string& name) const;
+  void release_pages() const { map_.release_pages(); }
   void read_f32(const TensorInfo& info, float* out) const { view(info.name).read_f32(out); }
   void read_f64(const TensorInfo& info, double* out) const { view(info.name).read_f64(out); }
   void read_i64(const TensorInfo& info, int64_t* out) const { view(info.name).read_i64(out); }
@@ -115,10 +116,11 @@ class SafetensorsFile {
 
 // Writes one file through a temporary name (see AtomicFile): declare every tensor, write the bytes of each, finish().
 // Same declarations and bytes give the same file whatever the order of the calls: tensors stand by falling element
-// size, then by name, and the header is padded so that the data starts 8-byte aligned.
+// size, then by name, and the header is padded so that the data starts 8-byte aligned. With a larger alignment, a
+// multiple of 8, tensors whose size is a multiple of it come first, and so start at multiples of it.
 class SafetensorsWriter {
  public:
-  explicit SafetensorsWriter(const std::string& path);
+  explicit SafetensorsWriter(const std::string& path, uint64_t alignment = 8);
   ~SafetensorsWriter();
 
   void set_metadata(const std::string& key, const std::string& value);

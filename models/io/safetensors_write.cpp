@@ -50,7 +50,7 @@ struct SafetensorsWriter::State {
     uint64_t written = 0;
   };
 
-  State(const std::string& p) : path(p), file(p) {}
+  State(const std::string& p, uint64_t a) : path(p), alignment(a), file(p) {}
 
   void write_header() {
     std::vector<Tensor*> order;
@@ -58,6 +58,8 @@ struct SafetensorsWriter::State {
     std::stable_sort(order.begin(), order.end(), [](const Tensor* a, const Tensor* b) {
       return safetensors_dtype_bits(a->info.dtype) > safetensors_dtype_bits(b->info.dtype);
     });
+    if (alignment > 8)
+      std::stable_partition(order.begin(), order.end(), [&](const Tensor* t) { return t->info.bytes % alignment == 0; });
     std::string header = "{";
     if (!metadata.empty()) {
       header += "\"__metadata__\":{";
@@ -77,7 +79,7 @@ struct SafetensorsWriter::State {
                             fmt::join(t->info.shape, ","), t->info.offset, at);
     }
     header += '}';
-    header.resize((header.size() + 7) / 8 * 8, ' ');
+    header.resize((header.size() + 8 + alignment - 1) / alignment * alignment - 8, ' ');
     if (header.size() > kSafetensorsMaxHeader)
       throw Error(ErrorCode::input, path + ": the header would exceed 100 MB", "write fewer tensors per file");
     char length[8];
@@ -89,6 +91,7 @@ struct SafetensorsWriter::State {
   }
 
   std::string path;
+  uint64_t alignment;
   AtomicFile file;
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::string> metadata;
@@ -96,7 +99,10 @@ struct SafetensorsWriter::State {
   bool declared = false;
 };
 
-SafetensorsWriter::SafetensorsWriter(const std::string& path) : state_(std::make_unique<State>(path)) {}
+SafetensorsWriter::SafetensorsWriter(const std::string& path, uint64_t alignment)
+    : state_(std::make_unique<State>(path, alignment)) {
+  THIMBLE_CHECK(alignment >= 8 && alignment % 8 == 0);
+}
 SafetensorsWriter::~SafetensorsWriter() = default;
 
 void SafetensorsWriter::set_metadata(const std::string& key, const std::string& value) {

@@ -11,6 +11,7 @@
 #include "models/llama2c_export.h"
 #include "models/model_source.h"
 #include "models/packed.h"
+#include "models/packed_store.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -31,7 +32,7 @@ struct ConvertOptions {
 
 constexpr const char* kTargets =
     "safetensors, llama2c, gguf-f32, gguf-f16, gguf-bf16, gguf-q8_0, gguf-q4_0, gguf-q4_1, gguf-q4_k, gguf-q6_k, "
-    "gptq, awq, compressed-tensors, int-quantized";
+    "gptq, awq, compressed-tensors, int-quantized, thimble";
 
 // What stands beside the weights of a Hugging Face model and says nothing about their format.
 constexpr const char* kCompanions[] = {"tokenizer.json",
@@ -66,6 +67,8 @@ class Convert {
       to_gguf(ggml_type_from_name(o_.to.substr(5)));
     else if (o_.to == "gptq" || o_.to == "awq" || o_.to == "compressed-tensors" || o_.to == "int-quantized")
       to_packed(parse_packed_format(o_.to, "--to"));
+    else if (o_.to == "thimble")
+      to_store();
     else
       throw Error(ErrorCode::usage, "--to " + quote_for_message(o_.to) + " is not known",
                   std::string("choose one of ") + kTargets);
@@ -81,8 +84,8 @@ class Convert {
   std::unique_ptr<Progress> progress(uint64_t total) {
     return std::make_unique<Progress>(o_.common, "convert", static_cast<int64_t>(total), "bytes");
   }
-  void count(const std::string& type, uint64_t bytes) {
-    types_[type].first += 1;
+  void count(const std::string& type, uint64_t bytes, int64_t tensors = 1) {
+    types_[type].first += tensors;
     types_[type].second += bytes;
     bytes_ += bytes;
   }
@@ -206,11 +209,34 @@ class Convert {
     int64_t done = 0;
     options.progress = [&](const std::string&) { bar.update(done++); };
     const PackedReport r = write_quantized(o_.out, model, session.kernels(), base_config(model), options);
-    count(o_.to, static_cast<uint64_t>(r.bytes));
+    count(o_.to, static_cast<uint64_t>(r.bytes), r.tensors);
     packed_ = {{"kept", r.kept}, {"rounded", r.rounded}, {"requantized", r.requantized.size()}};
     if (!r.requantized.empty())
       warnings_.push_back(fmt::format("{} linears were rounded again, since {} cannot hold their codes: {}",
                                       r.requantized.size(), o_.to, r.requantized[0]));
+    if (!o_.dry_run) copy_companions(tokens);
+  }
+
+  void to_store() {
+    only_keep();
+    Session session(o_.common);
+    const std::string tokens = tokenizer();
+    StoreImport options;
+    options.budget = &session.budget();
+    options.threads = session.threads();
+    options.dry_run = o_.dry_run;
+    if (o_.spec != "stored") {
+      const WeightSpec spec = parse_weight_spec(o_.spec, "--spec");
+      options.linears = {spec.bits, spec.group, spec.symmetric ? GroupKind::symmetric : GroupKind::zero_points};
+    }
+    std::unique_ptr<Progress> bar;
+    options.progress = [&](int64_t done, int64_t total) {
+      if (!bar) bar = std::make_unique<Progress>(o_.common, "convert", total, "weights");
+      bar->update(done);
+    };
+    const StoreReport r = import_packed_store(o_.out, source_, session.kernels(), options);
+    count(o_.to, static_cast<uint64_t>(r.bytes), r.tensors);
+    packed_ = {{"kept", r.kept}, {"rounded", r.rounded}, {"requantized", 0}};
     if (!o_.dry_run) copy_companions(tokens);
   }
 
@@ -275,7 +301,7 @@ void add_convert(CLI::App& app, Run* run) {
   auto options = std::make_shared<ConvertOptions>();
   add_common_options(*command, options->common);
   command->add_option("--model", options->model, "Hugging Face directory, GGUF file or llama2.c .bin file")->required();
-  command->add_option("--out", options->out, "directory (safetensors) or file (gguf, llama2c)");
+  command->add_option("--out", options->out, "directory, or file (gguf, llama2c)");
   command->add_option("--to", options->to, std::string("one of ") + kTargets)->required();
   command
       ->add_option("--dtype", options->dtype,
@@ -283,7 +309,8 @@ void add_convert(CLI::App& app, Run* run) {
       ->check(CLI::IsMember({"keep", "f32", "f16", "bf16"}));
   command->add_option(
       "--spec", options->spec,
-      "gptq, awq and the like: the grid of weights that are not quantized yet (default int4-g128-asym)");
+      "gptq, awq, thimble and the like: the grid of weights that are not quantized yet (default int4-g128-asym); "
+      "thimble: also stored, which leaves them as they are");
   command->add_option("--tokenizer", options->tokenizer,
                       "its tokenizer, where it does not lie beside the model; none: leave it out");
   command->add_flag("--dry-run", options->dry_run, "say the sizes, write nothing");

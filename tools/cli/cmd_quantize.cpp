@@ -11,6 +11,7 @@
 #include "kernels/isa.h"
 #include "models/compress.h"
 #include "models/packed.h"
+#include "models/packed_store.h"
 #include "models/tokenizer/tokenizer.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -194,11 +195,12 @@ int run_compress(const CompressVerb& o) {
   if (o.compare.empty()) options = compress_options(o);
   LoadOptions load;
   load.budget = &session.budget();
-  const PackedFormat format = parse_packed_format(o.format);
+  const bool store = o.format == "thimble";
+  const PackedFormat format = store ? PackedFormat::gptq : parse_packed_format(o.format);
   Model before = load_model(o.model, session.kernels(), load);
   if (!o.common.quiet)
     for (const std::string& w : before.warnings) warn(w);
-  if (o.compare.empty() && options.quantizes())
+  if (o.compare.empty() && options.quantizes() && !store)
     require_packed_format(before, format, options.spec, options.method == CompressMethod::gptq && options.act_order && !options.static_groups);
   if (!o.compare.empty()) return run_compare(o, session, before, *ctx);
 
@@ -248,7 +250,10 @@ int run_compress(const CompressVerb& o) {
       if (!o.tokenizer.empty()) throw;
       warn(std::string("no tokenizer is written: ") + e.what());
     }
-    write_compressed(o.out, model, session.kernels(), base_config(before), report, provenance, format);
+    if (store)
+      write_packed_store(o.out, model, session.kernels(), base_config(before), provenance);
+    else
+      write_compressed(o.out, model, session.kernels(), base_config(before), report, provenance, format);
     say(o.common, fmt::format("{}: compressed in {:.1f} s", o.out, seconds_now() - compress_start));
   }
 
@@ -338,8 +343,9 @@ void add_quantize(CLI::App& app, Run* run) {
   o->spec = "int4-g128-asym";
   command->add_option("--method", o->method, "rtn, rtn-clip, gptq (default) or awq")->check(CLI::IsMember({"rtn", "rtn-clip", "gptq", "awq"}));
   command->add_option("--spec", o->spec, "default int4-g128-asym");
-  command->add_option("--format", o->format, "layout of the file: gptq (default), awq, compressed-tensors or int-quantized (compressed-tensors, 8 bits)")
-      ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "int-quantized"}));
+  command->add_option("--format", o->format, "layout of the file: gptq (default), awq, compressed-tensors, int-quantized (compressed-tensors, 8 bits), or "
+                   "thimble (tiles that are mapped: opens at once, for this program only)")
+      ->check(CLI::IsMember({"gptq", "awq", "compressed-tensors", "int-quantized", "thimble"}));
   command->add_flag("--no-act-order", o->no_act_order, "gptq: round columns from left to right");
   command->add_flag("--dynamic-groups", o->dynamic_groups, "gptq: grids from the weights as compensated so far (with act-order: permuted columns)");
   command->add_flag("--clip", o->clip, "gptq: shrink ranges as rtn-clip does");

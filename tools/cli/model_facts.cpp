@@ -5,6 +5,7 @@
 #include <set>
 
 #include "models/gguf_model.h"
+#include "models/packed_store.h"
 #include "models/io/json.h"
 #include "models/io/tensor_source.h"
 #include "models/tokenizer/tokenizer.h"
@@ -61,6 +62,7 @@ std::string text_of(const Json& value) {
 std::string container_name(const std::string& path) {
   if (const std::string gguf = gguf_path(path); !gguf.empty()) return fmt::format("gguf v{}", GgufFile(gguf).version());
   if (!is_directory(path)) return "llama2.c";
+  if (is_packed_store(path)) return "thimble store (safetensors)";
   if (file_exists(join_path(path, "model.safetensors"))) return "safetensors";
   const std::string index = join_path(path, "model.safetensors.index.json");
   if (file_exists(index)) {

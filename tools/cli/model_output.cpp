@@ -6,7 +6,7 @@
 
 #include "models/gguf_model.h"
 #include "models/io/json.h"
-#include "models/packed.h"
+#include "models/unpack.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
 
