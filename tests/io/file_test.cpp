@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <vector>
 
 #include "models/io/safetensors.h"
@@ -115,6 +117,29 @@ TEST(MappedFile, MapsMovesAndNotices) {
   expect_error(ErrorCode::internal, {}, [&] { a.read(4, 3); });
   ASSERT_EQ(::mkfifo((dir / "pipe").c_str(), 0600), 0);
   expect_error(ErrorCode::input, {"not a regular file"}, [&] { MappedFile f(dir / "pipe"); });
+}
+
+// Bytes of this program that are pages of files.
+int64_t resident_file_bytes() {
+  long total = 0, resident = 0, shared = 0;
+  std::ifstream("/proc/self/statm") >> total >> resident >> shared;
+  return int64_t{shared} * ::sysconf(_SC_PAGESIZE);
+}
+
+TEST(MappedFile, PagesAreGivenBackAndReadAgain) {
+  const ScratchDir dir;
+  constexpr int64_t kBytes = int64_t{8} << 20;
+  std::string content(kBytes, '\0');
+  for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<char>(i * 131 >> 7);
+  write_file(dir / "m", content);
+  const MappedFile file(dir / "m");
+  const int64_t before = resident_file_bytes();
+  EXPECT_EQ(std::memcmp(file.data(), content.data(), content.size()), 0);
+  EXPECT_GE(resident_file_bytes(), before + kBytes / 2);
+  file.release_pages();
+  EXPECT_LE(resident_file_bytes(), before + kBytes / 4);
+  EXPECT_EQ(std::memcmp(file.data(), content.data(), content.size()), 0);
+  MappedFile().release_pages();
 }
 
 TEST(MappedFileDeathTest, TruncationUnderUseNamesTheFile) {

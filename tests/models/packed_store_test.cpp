@@ -346,6 +346,26 @@ TEST(PackedStore, PaddingRowsHoldZeros) {
   }
 }
 
+// The memory that weights take while a model is imported does not grow with the number of them.
+TEST(PackedStore, ImportsHoldOneTensor) {
+  Engine e;
+  const ScratchDir dir;
+  const std::string zoo = std::string(THIMBLE_SOURCE_DIR) + "/models/zoo/llama-8m";
+  MemoryBudget tight(int64_t{3} << 19);  // the tiles are 3.5 MB together, memory comes in blocks of 1 MB
+  StoreImport options;
+  options.linears = parse_load_format("q4");
+  options.budget = &tight;
+  const StoreReport r = import_packed_store(dir / "store", ModelSource(zoo), e.kernels, options);
+  EXPECT_GT(r.bytes, int64_t{4} << 20);
+  EXPECT_EQ(tight.used(), 0);
+  LoadOptions load;
+  load.budget = &tight;
+  expect_error(ErrorCode::budget, {"weight"}, [&] {
+    Model model = load_model(zoo, e.kernels, load);
+    quantize_model(model, e.kernels, options.linears, &tight);
+  });
+}
+
 // Bytes changed at random in the header and in the config: an error or a model that runs, nothing else.
 TEST(PackedStore, RandomDamageIsSurvived) {
   Engine e;
