@@ -275,6 +275,10 @@ bool export_rule(const Model& model, const KernelTable& kernels, const TensorRul
   for (size_t part = 0; part < rule.roles.size(); ++part) {
     const Weight& w = model.weights.at(rule.roles[part], layer);
     if (!w) return false;
+    if (what == ExportWhat::weights && w.numel() == numel && rule.layout == Layout::plain) {
+      dequantize(kernels, w, out->data.data());
+      continue;
+    }
     std::vector<float> values;
     const float* data = w.grad;
     if (what == ExportWhat::weights) {

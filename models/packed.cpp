@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "models/io/safetensors.h"
+#include "models/loader.h"
 #include "models/unpack.h"
 #include "quant/rtn.h"
 #include "tensor/error.h"
@@ -139,7 +140,14 @@ class PackedWriter {
       writer.emplace(join_path(dir, "model.safetensors"));
       writer->set_metadata("format", "pt");
     }
-    for (const Entry& e : entries_) declare(e, writer ? &*writer : nullptr);
+    // Every tensor is read, whole, in both passes: its pages need not wait for the last one.
+    const auto give_back = [&] {
+      if (model_.source) model_.source->release_pages();
+    };
+    for (const Entry& e : entries_) {
+      declare(e, writer ? &*writer : nullptr);
+      give_back();
+    }
     for (const char* key : {"quantization_config", "compression_config"}) config.erase(key);
     Json ours = options_.provenance;
     if (quantized_ && !packed_.shapes.empty()) ours["shapes"] = packed_.shapes;
@@ -150,7 +158,10 @@ class PackedWriter {
       config["thimble"] = ours;
     }
     if (!writer) return bytes_;
-    for (const Entry& e : entries_) write(e, *writer);
+    for (const Entry& e : entries_) {
+      write(e, *writer);
+      give_back();
+    }
     write_file(join_path(dir, "config.json"), config.dump(2) + "\n");
     writer->finish();
     return bytes_;
@@ -197,8 +208,7 @@ class PackedWriter {
   void declare(const Entry& e, SafetensorsWriter* writer) {
     const std::string name = rule_name(*e.rule, e.layer, e.block);
     if (!e.spec) {
-      const ExportedTensor t = export_tensor(model_, kernels_, name);
-      declare_one(writer, name, stored_dtype(model_, *e.rule, e.layer), t.shape);
+      declare_one(writer, name, stored_dtype(model_, *e.rule, e.layer), file_shape(model_.config, *e.rule));
       const Role role = e.rule->roles[0];
       const std::string module = name.substr(0, name.size() - std::strlen(".weight"));
       if (e.linear || role == Role::router_w) packed_.dense.push_back(module);
