@@ -287,7 +287,7 @@ void row_squares(const KernelTable& kernels, int threads, const Weight& w, doubl
   std::vector<float> rows(static_cast<size_t>(workers * kRows * w.cols));
   parallel_for(workers, chunks, [&](int64_t chunk, int thread) {
     const int64_t begin = chunk * kRows, count = std::min(kRows, w.rows - begin);
-    int32_t ids[kRows];
+    int32_t ids[kRows] = {};
     for (int64_t i = 0; i < count; ++i) ids[i] = static_cast<int32_t>(begin + i);
     float* values = rows.data() + thread * kRows * w.cols;
     gather_rows(kernels, w, ids, count, values);

@@ -15,6 +15,7 @@
 #include "models/packed.h"
 #include "models/unpack.h"
 #include "quant/rtn.h"
+#include "tensor/env.h"
 #include "tensor/rng.h"
 #include "tests/models/small_families.h"
 
@@ -380,8 +381,7 @@ TEST(PackedStore, RandomDamageIsSurvived) {
   std::memcpy(&header, weights.data(), 8);
   Philox rng(5, 1);
   int refused = 0, ran = 0;
-  const char* more = std::getenv("THIMBLE_STORE_DAMAGE");
-  const int rounds = 600 * (more ? std::max(1, std::atoi(more)) : 1);
+  const int rounds = 600 * std::atoi(env_get("STORE_DAMAGE").value_or("1").c_str());
   for (int i = 0; i < rounds; ++i) {
     std::string w = weights, c = config;
     std::string& target = i % 3 == 0 ? c : w;
