@@ -330,6 +330,15 @@ class Loader {
 
 }  // namespace
 
+Model start_model(const std::string& path, const JsonObject& config, const LoadOptions& options) {
+  Model m;
+  m.path = path;
+  m.family = &find_family(config);
+  m.config = parse_config(config, *m.family);
+  m.store = WeightStore(options.budget);
+  return m;
+}
+
 void load_weights(Model& model, const KernelTable& kernels, const LoadOptions& options, const Checkpoint& checkpoint) {
   Loader(model, kernels, options, checkpoint).run();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "models/io/coded_linear.h"
+#include "models/io/json.h"
 #include "models/model.h"
 
 namespace thimble {
@@ -13,6 +14,9 @@ struct Checkpoint {
   const std::vector<TensorRule>* rules = nullptr;  // under the names of the container: the family's, or GGUF's
   const char* optional_prefix = "";    // of names that base-model files lack
 };
+
+// A model without weights: path, family and config.
+Model start_model(const std::string& path, const JsonObject& config, const LoadOptions& options);
 
 // Fills the weights of a model whose config and family are set. Errors: input with file and tensor for anything missing,
 // unused or misshapen; unsupported for dtypes and layouts.

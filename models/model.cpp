@@ -165,12 +165,7 @@ Model load_llama2c(const std::string& path, const LoadOptions& options) {
 
 Model load_gguf(const std::string& path, const KernelTable& kernels, const LoadOptions& options) {
   auto source = std::make_unique<GgufModel>(path, options.budget);
-  const JsonObject object(source->config(), path);
-  Model m;
-  m.path = path;
-  m.family = &find_family(object);
-  m.config = parse_config(object, *m.family);
-  m.store = WeightStore(options.budget);
+  Model m = start_model(path, JsonObject(source->config(), path), options);
   m.file_bytes = static_cast<int64_t>(source->file_bytes());
   load_weights(m, kernels, options, {source.get(), source->coded(), &m.family->tensors, m.family->optional_prefix});
   if (!options.trainable) m.source = std::move(source);
@@ -192,12 +187,7 @@ Model load_any(const std::string& path, const KernelTable& kernels, const LoadOp
     throw Error(ErrorCode::input, path + ": has no config.json", "give the directory of a Hugging Face model");
   if (is_packed_store(path)) return load_packed_store(path, options);
   const nlohmann::json json = parse_json_file(config_path);
-  const JsonObject object(json, config_path);
-  Model m;
-  m.path = path;
-  m.family = &find_family(object);
-  m.config = parse_config(object, *m.family);
-  m.store = WeightStore(options.budget);
+  Model m = start_model(path, JsonObject(json, config_path), options);
   if (!SafetensorsSet::present(path) && PickleSet::present(path))
     m.source = std::make_unique<PickleSet>(path);
   else

@@ -13,6 +13,7 @@
 
 #include "models/io/quant_config.h"
 #include "models/io/safetensors.h"
+#include "models/loader.h"
 #include "models/model_source.h"
 #include "models/unpack.h"
 #include "tensor/error.h"
@@ -342,12 +343,7 @@ StoreStatement packed_store_statement(const std::string& dir) {
 Model load_packed_store(const std::string& dir, const LoadOptions& options) {
   const std::string config_path = join_path(dir, "config.json");
   const nlohmann::json json = parse_json_file(config_path);
-  const JsonObject object(json, config_path);
-  Model m;
-  m.path = dir;
-  m.family = &find_family(object);
-  m.config = parse_config(object, *m.family);
-  m.store = WeightStore(options.budget);
+  Model m = start_model(dir, JsonObject(json, config_path), options);
   if (const std::optional<bool> pairs = packed_store_statement(dir).rope_interleaved) m.config.rope.interleaved = *pairs;
   auto set = std::make_unique<SafetensorsSet>(dir);
   m.file_bytes = static_cast<int64_t>(set->file_bytes());

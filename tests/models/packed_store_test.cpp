@@ -24,8 +24,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string case_dir(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/cases/" + name; }
-
 std::string content(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
@@ -37,18 +35,6 @@ std::vector<float> logits(Model& model, Context& ctx) {
   rows.add(text(72, 9, model.config.vocab_size));
   Transformer t(model, 32);
   return logits_of(t, ctx, rows);
-}
-
-template <class Fn>
-void expect_error(ErrorCode code, const std::vector<std::string>& words, const Fn& fn) {
-  try {
-    fn();
-    ADD_FAILURE() << "accepted, though it should name " << words.front();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.code(), code) << e.what();
-    for (const std::string& w : words)
-      EXPECT_NE(std::string(e.what()).find(w), std::string::npos) << "no " << w << " in: " << e.what();
-  }
 }
 
 // The model of a test as a directory of Hugging Face's, f32.

@@ -11,8 +11,6 @@
 namespace thimble::models_test {
 namespace {
 
-std::string case_dir(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/cases/" + name; }
-
 std::vector<float> logits(Model& model, Context& ctx) {
   Rows rows;
   rows.add(text(71, 20, model.config.vocab_size));
@@ -37,18 +35,6 @@ void expect_same_weights(const KernelTable& kernels, const Model& a, const Model
     EXPECT_TRUE(same_bits(x, y)) << role_name(role) << " " << layer;
     EXPECT_EQ(is_tiled(w.format), is_tiled(v.format)) << role_name(role) << " " << layer;
   });
-}
-
-template <class Fn>
-void expect_error(ErrorCode code, const std::vector<std::string>& words, const Fn& fn) {
-  try {
-    fn();
-    ADD_FAILURE() << "accepted, though it should name " << words.front();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.code(), code) << e.what();
-    for (const std::string& w : words)
-      EXPECT_NE(std::string(e.what()).find(w), std::string::npos) << "no " << w << " in: " << e.what();
-  }
 }
 
 // Where a Conv1D is not what a layout quantizes.

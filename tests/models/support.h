@@ -21,12 +21,14 @@
 #include "models/model.h"
 #include "models/sampler.h"
 #include "models/transformer.h"
+#include "tensor/error.h"
 #include "tensor/sha256.h"
 #include "tests/scratch_dir.h"
 
 namespace thimble::models_test {
 
 inline std::string oracle(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/oracle/" + name; }
+inline std::string case_dir(const std::string& name) { return std::string(THIMBLE_SOURCE_DIR) + "/tests/data/cases/" + name; }
 inline std::string shared(const std::string& path) { return std::string(THIMBLE_SOURCE_DIR) + "/../shared/" + path; }
 
 // Model directories below `root`, sorted.
@@ -93,6 +95,19 @@ inline std::vector<int32_t> text(uint64_t seed, int64_t n, int64_t vocab) {
 }
 
 using testing::ScratchDir;
+
+// fn throws an error with this code that names all the words.
+template <class Fn>
+void expect_error(ErrorCode code, const std::vector<std::string>& words, const Fn& fn) {
+  try {
+    fn();
+    ADD_FAILURE() << "accepted, though it should name " << words.front();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), code) << e.what();
+    for (const std::string& w : words)
+      EXPECT_NE(std::string(e.what()).find(w), std::string::npos) << "no " << w << " in: " << e.what();
+  }
+}
 
 inline nlohmann::json read_json(const std::string& path) { return nlohmann::json::parse(std::ifstream(path)); }
 inline void write_json(const std::string& path, const nlohmann::json& json) { std::ofstream(path) << json.dump(1); }
