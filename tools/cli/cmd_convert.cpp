@@ -297,7 +297,14 @@ class Convert {
 
 void add_convert(CLI::App& app, Run* run) {
   CLI::App* command = app.add_subcommand("convert", "write a model in another format");
-  command->footer("Example: thimble convert --model DIR --out model-q4_k.gguf --to gguf-q4_k");
+  command->footer(
+      "Examples:\n"
+      "  thimble convert --model DIR --out model-q4_k.gguf --to gguf-q4_k     for llama.cpp, tokenizer included\n"
+      "  thimble convert --model model.gguf --out DIR --to safetensors        for Hugging Face's programs\n"
+      "  thimble convert --model DIR --out STORE --to thimble                 packed as this program uses it: opens at once\n"
+      "  thimble convert --model DIR --to awq --spec int4-g64-asym --dry-run  the sizes only\n"
+      "Codes of a quantized model are kept where the target can hold them; what is not quantized is rounded to nearest\n"
+      "(thimble quantize has better methods). One tensor is in memory at a time.");
   auto options = std::make_shared<ConvertOptions>();
   add_common_options(*command, options->common);
   command->add_option("--model", options->model, "Hugging Face directory, GGUF file or llama2.c .bin file")->required();
