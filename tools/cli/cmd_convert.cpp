@@ -304,7 +304,7 @@ void add_convert(CLI::App& app, Run* run) {
       "  thimble convert --model DIR --out STORE --to thimble                 packed as this program uses it: opens at once\n"
       "  thimble convert --model DIR --to awq --spec int4-g64-asym --dry-run  the sizes only\n"
       "Codes of a quantized model are kept where the target can hold them; what is not quantized is rounded to nearest\n"
-      "(thimble quantize has better methods). One tensor is in memory at a time.");
+      "(thimble quantize has better methods).");
   auto options = std::make_shared<ConvertOptions>();
   add_common_options(*command, options->common);
   command->add_option("--model", options->model, "Hugging Face directory, GGUF file or llama2.c .bin file")->required();
