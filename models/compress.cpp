@@ -242,6 +242,7 @@ class Compressor {
     const Weight& w = weight(role, layer);
     std::vector<float> values(at(w.numel()));
     dequantize(ctx_.kernels, w, values.data());
+    with_context(model_.path + ": weight " + weight_name(role, layer), [&] { check_finite(values.data(), w.numel()); });
     return values;
   }
 
@@ -313,7 +314,6 @@ class Compressor {
     const std::vector<float> before = dense(role, layer);
     const int64_t cols = w.cols;
     std::vector<float> shrink;
-    check_finite(before.data(), w.numel());
     if (clip) shrink = clip_ranges(before.data(), w.rows, cols, p.spec, ctx_.threads);
     const QuantizedMatrix q = thimble::quantize_rtn(before.data(), w.rows, cols, p.spec, clip ? shrink.data() : nullptr, ctx_.threads);
     put_quantized(w, q);
@@ -546,10 +546,7 @@ class Compressor {
     step("layer");
     DenseWeights w;
     for (const Group& g : groups_)
-      for (Role role : g.roles) {
-        std::vector<float>& values = w[{role, g.place(layer)}] = dense(role, g.place(layer));
-        check_finite(values.data(), static_cast<int64_t>(values.size()));
-      }
+      for (Role role : g.roles) w[{role, g.place(layer)}] = dense(role, g.place(layer));
     std::vector<AwqScales> scales(groups_.size());
     std::vector<std::string> reasons(groups_.size());
     std::vector<std::vector<float>> grams;

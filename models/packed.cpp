@@ -59,8 +59,9 @@ PackedModule round_module(const Model& model, const KernelTable& kernels, const 
     for (int64_t r = 0; r < w.rows; ++r)
       std::copy_n(&values[at(r * m.in)], m.in, &dense[at(file_row(model.config, rule, part, r) * m.in)]);
   }
-  check_finite(dense.data(), m.out * m.in);
-  QuantizedMatrix q = quantize_rtn(dense.data(), m.out, m.in, spec, nullptr, threads);
+  QuantizedMatrix q = with_context(model.path + ": " + m.name, [&] {
+    return quantize_rtn(dense.data(), m.out, m.in, spec, nullptr, threads);
+  });
   m.spec = spec;
   m.group = q.group;
   m.groups = q.groups;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -100,15 +101,14 @@ std::vector<Part> parts_of(const std::string& name, const Weight& w) {
   return parts;
 }
 
-// Takes the weights twice: declare() all, then write() all.
+// Takes the weights twice: declare() all, then start() and write() all. What fails leaves no folder behind.
 class StoreWriter {
  public:
-  // dir "": only counts.
-  StoreWriter(const std::string& dir, const KernelTable& kernels) : dir_(dir), kernels_(kernels) {
-    if (dir.empty()) return;
-    make_directories(dir);
-    writer_.emplace(join_path(dir, "model.safetensors"), kAlignment);
-    writer_->set_metadata("format", kMethod);
+  StoreWriter(const std::string& dir, const KernelTable& kernels) : dir_(dir), kernels_(kernels) {}
+  ~StoreWriter() {
+    if (!writer_) return;
+    writer_.reset();
+    if (fresh_) ::rmdir(dir_.c_str());
   }
 
   // dtype: of a vector.
@@ -119,12 +119,21 @@ class StoreWriter {
       parts.push_back({name, dtype, {w.cols}, nullptr, size_t(w.cols * safetensors_dtype_bits(dtype) / 8)});
     else
       parts = parts_of(name, w);
-    for (const Part& part : parts) {
+    for (Part& part : parts) {
       bytes_ += static_cast<int64_t>(part.bytes);
-      ++tensors_;
-      if (writer_) writer_->declare(part.name, part.dtype, part.shape);
+      part.data = nullptr;
+      declared_.push_back(std::move(part));
     }
-    if (is_tiled(w.format) && writer_) writer_->set_metadata(name, tiling_text(w));
+    if (is_tiled(w.format)) tilings_[name] = tiling_text(w);
+  }
+
+  void start() {
+    fresh_ = !is_directory(dir_);
+    make_directories(dir_);
+    writer_.emplace(join_path(dir_, "model.safetensors"), kAlignment);
+    writer_->set_metadata("format", kMethod);
+    for (const auto& [name, text] : tilings_) writer_->set_metadata(name, text);
+    for (const Part& part : declared_) writer_->declare(part.name, part.dtype, part.shape);
   }
 
   void write(const ModelConfig& config, Role role, int64_t place, const Weight& w, SafetensorsDtype dtype) {
@@ -148,16 +157,20 @@ class StoreWriter {
     config["quantization_config"] = statement;
     write_file(join_path(dir_, "config.json"), config.dump(2) + "\n");
     writer_->finish();
+    writer_.reset();
   }
 
   int64_t bytes() const { return bytes_; }
-  int64_t tensors() const { return tensors_; }
+  int64_t tensors() const { return static_cast<int64_t>(declared_.size()); }
 
  private:
   std::string dir_;
   const KernelTable& kernels_;
+  std::vector<Part> declared_;
+  std::map<std::string, std::string> tilings_;
   std::optional<SafetensorsWriter> writer_;
-  int64_t bytes_ = 0, tensors_ = 0;
+  bool fresh_ = false;  // dir_ was made here
+  int64_t bytes_ = 0;
 };
 
 class StoreLoader {
@@ -360,6 +373,7 @@ StoreReport write_packed_store(const std::string& dir, const Model& model, const
     report.kept += is_packable(model.config, role) && is_tiled(w.format);
     writer.declare(model.config, role, place, w, SafetensorsDtype::f32);
   });
+  writer.start();
   for_each_weight(model.weights, [&](Role role, int64_t place, const Weight& w) {
     writer.write(model.config, role, place, w, SafetensorsDtype::f32);
   });
@@ -372,7 +386,7 @@ StoreReport write_packed_store(const std::string& dir, const Model& model, const
 StoreReport import_packed_store(const std::string& dir, const ModelSource& source, const KernelTable& kernels,
                                 const StoreImport& options) {
   StoreReport report;
-  StoreWriter writer(options.dry_run ? "" : dir, kernels);
+  StoreWriter writer(dir, kernels);
   std::map<std::pair<Role, int64_t>, SafetensorsDtype> dtypes;
   for (const SourceTensor& t : source.tensors())
     for (Role role : t.rule->roles)
@@ -393,10 +407,11 @@ StoreReport import_packed_store(const std::string& dir, const ModelSource& sourc
       } else if (options.progress) {
         options.progress(++done, total);
       }
-      if (rounds)
-        fn(model.config, role, place, round_weight(w, kernels, options.linears, options.threads, options.budget).weight, dtype);
-      else
-        fn(model.config, role, place, w, dtype);
+      if (!rounds) return fn(model.config, role, place, w, dtype);
+      const TileStorage tiles = with_context(source.path() + ": weight " + weight_name(role, place), [&] {
+        return round_weight(w, kernels, options.linears, options.threads, options.budget);
+      });
+      fn(model.config, role, place, tiles.weight, dtype);
     };
     return load_model(source.path(), kernels, load);
   };
@@ -404,6 +419,7 @@ StoreReport import_packed_store(const std::string& dir, const ModelSource& sourc
   report.bytes = writer.bytes();
   report.tensors = writer.tensors();
   if (options.dry_run) return report;
+  writer.start();
   const Model model = pass([&](const ModelConfig& c, Role role, int64_t place, const Weight& w, SafetensorsDtype d) { writer.write(c, role, place, w, d); }, false);
   writer.finish(model.config, source.json(), Json::object(), source.bare_names());
   return report;

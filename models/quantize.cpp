@@ -60,9 +60,10 @@ TileStorage round_weight(const Weight& w, const KernelTable& kernels, const Load
 
 void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget) {
   if (format.bits == 0) return;
-  for_each_weight(model.weights, [&](Role role, int64_t, Weight& w) {
+  for_each_weight(model.weights, [&](Role role, int64_t place, Weight& w) {
     if (!is_packable(model.config, role) || is_tiled(w.format) || w.grad) return;
-    TileStorage tiles = round_weight(w, kernels, format, 1, budget);
+    TileStorage tiles = with_context(model.path + ": weight " + weight_name(role, place),
+                                     [&] { return round_weight(w, kernels, format, 1, budget); });
     release_weight_pages(w);
     w = tiles.weight;
     model.store.adopt(std::move(tiles.buffer));

@@ -32,6 +32,16 @@ class Error : public std::runtime_error {
   std::string hint_;
 };
 
+// What fn returns; its errors say `where` in front.
+template <class Fn>
+auto with_context(const std::string& where, Fn&& fn) {
+  try {
+    return fn();
+  } catch (const Error& e) {
+    throw Error(e.code(), where + ": " + e.what(), e.hint());
+  }
+}
+
 [[noreturn]] void throw_check_failed(const char* expression, const char* file, int line);
 
 // An assertion: its failure is our bug (exit 1), never the user's input.

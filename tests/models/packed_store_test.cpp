@@ -259,6 +259,24 @@ TEST(PackedStore, TrainableRowsAreCopiesWithGradients) {
   });
 }
 
+TEST(PackedStore, WhatFailsLeavesNoFolder) {
+  Engine e;
+  const ScratchDir base, dir;
+  Model model = small_model(small_families()[0], base);
+  auto* w = static_cast<float*>(const_cast<void*>(model.weights.layers[2].up_w.data));
+  w[5] = std::nanf("");
+  save(model, e.kernels, base.path());
+  StoreImport options;
+  options.linears = parse_load_format("q4-g32");
+  expect_error(ErrorCode::input, {base.path(), "2.up_w", "not a finite number"}, [&] {
+    import_packed_store(dir / "store", ModelSource(base.path()), e.kernels, options);
+  });
+  EXPECT_FALSE(std::filesystem::exists(dir / "store"));
+  std::filesystem::remove_all(dir / "store");
+  std::ofstream(dir / "file") << "in the way";
+  EXPECT_THROW(import_packed_store(dir / "file", ModelSource(base.path()), e.kernels, {}), Error);
+}
+
 struct Damaged {
   ScratchDir dir;
   std::map<std::string, std::string> metadata;
