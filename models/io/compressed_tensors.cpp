@@ -43,11 +43,7 @@ class CompressedTensors final : public CodedSource {
   CompressedTensors(const QuantStatement& s, const TensorSource& tensors) : file_(s.file), tensors_(tensors) {
     const JsonObject o = s.object();
     const std::string format = lower_case(o.get_string("format", "pack-quantized"));
-    if (const std::string status = lower_case(o.get_string("quantization_status", "compressed"));
-        status != "compressed")
-      unsupported(
-          "quantization_status",
-          fmt::format("weights with the status {} are not supported, only \"compressed\"", quote_for_message(status)));
+    // quantization_status is not asked: writers before 2025 leave "frozen" beside packed weights.
     refuse_present(o, "kv_cache_scheme", "a quantized key/value cache is not supported");
     refuse_present(o, "transform_config", "transformed weights are not supported");
     if (const std::optional<JsonObject> sparsity = o.object("sparsity_config"))
