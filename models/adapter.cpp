@@ -76,7 +76,7 @@ std::vector<Role> default_roles(const std::string& family, bool ia3) {
   if (family == "opt") return {Role::q_w, Role::k_w, Role::down_w};
   for (const char* f : {"qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "phi", "gptj"})
     if (family == f) return {Role::q_w, Role::v_w, Role::down_w};
-  return {Role::k_w, Role::v_w, Role::down_w};
+  return {Role::k_w, Role::v_w, Role::down_w, Role::expert_down_w};
 }
 
 }  // namespace
@@ -366,7 +366,7 @@ void Adapter::choose_targets(const Model& model, const std::string& targets) {
     if (is_linear(rule.roles[0]) && rule_blocks(model_, rule) > 0)
       for_each_place(model_, rule.roles[0], [&](int64_t place) { expressed += suffixes.matches(module_path(rule, place)); });
   config_.targets = expressed == paths.size() ? suffixes : ModuleNames(paths);
-  if (ia3) config_.feedforward = ModuleNames(ends);
+  if (ia3 && !config_.feedforward.given()) config_.feedforward = ModuleNames(ends);
 }
 
 Adapter::Adapter(const Model& model, const KernelTable& kernels, const AdapterOptions& o, MemoryBudget* budget)
@@ -445,6 +445,12 @@ Adapter::Adapter(const Model& model, const KernelTable& kernels, const std::stri
   path_ = join_path(path, "adapter_config.json");
   if (!file_exists(path_)) throw Error(ErrorCode::input, path + ": has no adapter_config.json", "give a PEFT adapter directory, or a LoRA adapter in GGUF");
   config_ = read_adapter_config(path_);
+  const bool no_targets = (kind() == AdapterKind::lora || kind() == AdapterKind::ia3) && !config_.all_linear && !config_.targets.given();
+  if (no_targets || (kind() == AdapterKind::ia3 && !config_.feedforward.given())) {
+    ModuleNames given = config_.targets;
+    choose_targets(model, "");
+    if (!no_targets) config_.targets = std::move(given);
+  }
   build(model, kernels);
   load(model, *open_adapter_tensors(path));
   fold_head();
@@ -491,9 +497,20 @@ bool Adapter::add_saved_embedding(const Model& model, const std::string& name, c
 void Adapter::load(const Model& model, const TensorSource& file) {
   // Keys as PEFT has written them over the years, reduced to one spelling.
   std::map<std::string, std::string> keys;
+  std::set<std::string> used;
+  const auto of_wrapper = [](const std::string& name) { return name.find(".modules_to_save.") != std::string::npos; };
   for (const std::string& name : file.names()) {
+    // Beside a stored module, versions that store the embeddings as well write what it replaced, and the module again.
+    if (name.find(".original_module.") != std::string::npos) {
+      used.insert(name);
+      continue;
+    }
     const auto [at, fresh] = keys.emplace(plain_adapter_key(name), name);
-    if (!fresh)
+    if (fresh) continue;
+    if (of_wrapper(name) != of_wrapper(at->second)) {
+      used.insert(of_wrapper(name) ? name : at->second);
+      if (!of_wrapper(name)) at->second = name;
+    } else
       throw Error(ErrorCode::input, fmt::format("{}: tensors {} and {} mean the same", file.path(), quote_for_message(at->second), quote_for_message(name)),
                   "the file is damaged, or holds two adapters");
   }
@@ -515,7 +532,6 @@ void Adapter::load(const Model& model, const TensorSource& file) {
     for (const auto& [plain, name] : keys)
       if (!expected.count(name) && plain.rfind(kRoot, 0) == 0) add_saved_embedding(model, plain.substr(std::strlen(kRoot)), name);
 
-  std::set<std::string> used;
   std::string missing;
   std::vector<Entry> kept;
   for (Entry& e : entries_) {

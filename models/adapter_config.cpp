@@ -51,7 +51,7 @@ ModuleNames module_names(const JsonObject& o, const char* key) {
   return ModuleNames(string_list(o, key, "a list of module names, or a regular expression"));
 }
 
-PatternValues patterns(const JsonObject& o, const nlohmann::ordered_json& ordered, const char* key, double least, double most) {
+PatternValues patterns(const JsonObject& o, const nlohmann::ordered_json& ordered, const char* key, double least, double most, bool shared) {
   PatternValues out;
   if (!o.find(key)) return out;
   const nlohmann::ordered_json& table = ordered.at(key);
@@ -62,7 +62,7 @@ PatternValues patterns(const JsonObject& o, const nlohmann::ordered_json& ordere
     const double number = value.is_number() ? value.template get<double>() : std::nan("");
     if (!(number >= least && number <= most))
       throw Error(ErrorCode::input, fmt::format("{}: {}: expected a number from {} to {}", where, quote_for_message(pattern), least, most), "");
-    out.add(pattern, number, where);
+    out.add(pattern, number, where, shared);
   }
   return out;
 }
@@ -77,12 +77,14 @@ const std::set<std::string>& known_fields() {
       "megatron_config", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config", "corda_config",
       "lora_ga_config", "use_dora", "use_qalora", "qalora_group_size", "layer_replication", "runtime_config", "lora_bias",
       "target_parameters", "arrow_config", "alora_invocation_tokens", "ensure_weight_tying", "use_bdlora", "merge_weights", "enable_lora",
+      "velora_config", "monteclora_config", "kasa_config",
       // IA3
       "feedforward_modules", "init_ia3_weights",
       // prompts
       "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers", "modules_to_save",
       "prompt_tuning_init", "prompt_tuning_init_text", "prompt_tuning_init_state_dict_path", "tokenizer_name_or_path",
-      "tokenizer_kwargs", "encoder_hidden_size", "prefix_projection"};
+      "tokenizer_kwargs", "encoder_hidden_size", "prefix_projection", "init_weights", "encoder_reparameterization_type",
+      "encoder_num_layers", "encoder_dropout"};
   return names;
 }
 
@@ -91,7 +93,7 @@ void refuse(const std::string& path, const std::string& what, const std::string&
 }
 
 constexpr const char* kSupported =
-    "supported: LORA (with rsLoRA, DoRA, rank_pattern, alpha_pattern, modules_to_save), IA3, PROMPT_TUNING, PREFIX_TUNING";
+    "supported: LORA (with rsLoRA, DoRA, rank_pattern, alpha_pattern, modules_to_save), IA3, PROMPT_TUNING, P_TUNING, PREFIX_TUNING";
 
 // Fields whose mere presence changes what a stored adapter computes.
 void refuse_fields(const JsonObject& o) {
@@ -101,12 +103,13 @@ void refuse_fields(const JsonObject& o) {
     return v && !(v->is_boolean() && !v->get<bool>()) && !((v->is_array() || v->is_object()) && v->empty());
   };
   for (const char* key : {"layer_replication", "lora_bias", "trainable_token_indices", "use_qalora", "target_parameters",
-                          "alora_invocation_tokens", "arrow_config", "use_bdlora"})
+                          "alora_invocation_tokens", "arrow_config", "use_bdlora", "monteclora_config", "kasa_config", "ensure_weight_tying"})
     if (given(key)) refuse(path, fmt::format("field \"{}\"", key), "merge the adapter with PEFT and load the merged model");
   if (const nlohmann::json* init = o.find("init_lora_weights"); init && init->is_string()) {
-    const std::string name = init->get<std::string>();
+    std::string name = init->get<std::string>();
+    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char ch) { return static_cast<char>(std::tolower(ch)); });
     if (name != "gaussian" && name != "eva" && name != "orthogonal")
-      refuse(path, fmt::format("field \"init_lora_weights\": {}", quote_for_message(name)),
+      refuse(path, fmt::format("field \"init_lora_weights\": {}", quote_for_message(init->get<std::string>())),
              "PEFT changes the base model when it loads such an adapter; save it as plain LoRA "
              "(path_initial_model_for_weight_conversion), or merge it with PEFT");
   }
@@ -145,9 +148,10 @@ bool ModuleNames::is_whole_path(const std::string& module) const {
   return std::find(names_.begin(), names_.end(), module) != names_.end();
 }
 
-void PatternValues::add(const std::string& pattern, double value, const std::string& where) {
+void PatternValues::add(const std::string& pattern, double value, const std::string& where, bool shared) {
   values_.emplace_back(pattern, value);
-  regexes_.push_back(compile(pattern, "(?:.*\\.)?", where));
+  const std::shared_ptr<const Regex> grouped = compile(pattern, "(?:.*\\.)?", where);
+  regexes_.push_back(shared ? std::make_shared<const Regex>("\\A(?:.*\\." + pattern + "\\z)", where) : grouped);
 }
 
 const std::string* PatternValues::first_match(const std::string& module) const {
@@ -181,6 +185,10 @@ bool AdapterConfig::in_layers(const std::string& module) const {
 
 bool AdapterConfig::selects(const std::string& module) const {
   if (exclude.given() && exclude.matches(module)) return false;
+  // Modules that are stored as a whole, and what lies in them, get no adapter.
+  if (std::any_of(modules_to_save.begin(), modules_to_save.end(),
+                  [&](const std::string& n) { return !n.empty() && ("." + module + ".").find("." + n + ".") != std::string::npos; }))
+    return false;
   if (all_linear) return layers.empty() || in_layers(module);
   if (targets.is_pattern() || targets.is_whole_path(module)) return targets.matches(module);
   return targets.matches(module) && (layers.empty() || in_layers(module));
@@ -189,17 +197,19 @@ bool AdapterConfig::selects(const std::string& module) const {
 std::pair<int64_t, double> AdapterConfig::scaling(const std::string& module) {
   const std::string* in_ranks = ranks.first_match(module);
   const std::string* in_alphas = alphas.first_match(module);
-  const double own_rank = in_ranks ? ranks.at(*in_ranks, 0) : double(rank), own_alpha = in_alphas ? alphas.at(*in_alphas, 0) : alpha;
-  // Older versions: the first pattern of ranks, then of alphas, is looked up in both.
-  const std::string* shared = in_ranks ? in_ranks : in_alphas;
-  const double old_rank = shared ? ranks.at(*shared, double(rank)) : double(rank);
-  const double old_alpha = shared ? alphas.at(*shared, alpha) : alpha;
-  if (old_rank == own_rank && old_alpha == own_alpha) return {int64_t(own_rank), own_alpha};
-  const bool old = peft_version.empty();
-  if (warnings.empty() || warnings.back().find("rank_pattern and alpha_pattern") == std::string::npos)
-    warnings.push_back(fmt::format("rank_pattern and alpha_pattern select {} by different patterns, which PEFT reads in two ways; read as {}",
-                                   module, old ? "before 0.15, since the file names no peft_version" : "since 0.15"));
-  return old ? std::pair<int64_t, double>{int64_t(old_rank), old_alpha} : std::pair<int64_t, double>{int64_t(own_rank), own_alpha};
+  if (!shared_patterns) return {int64_t(in_ranks ? ranks.at(*in_ranks, 0) : double(rank)), in_alphas ? alphas.at(*in_alphas, 0) : alpha};
+  // The first pattern of ranks, then of alphas, else the path itself, is looked up in both.
+  const std::string& shared = in_ranks ? *in_ranks : in_alphas ? *in_alphas : module;
+  const double old_rank = ranks.at(shared, double(rank)), old_alpha = alphas.at(shared, alpha);
+  // Each table by itself, where the path stands for itself.
+  const double own_rank = in_ranks ? ranks.at(*in_ranks, 0) : ranks.at(module, double(rank));
+  const double own_alpha = in_alphas ? alphas.at(*in_alphas, 0) : alphas.at(module, alpha);
+  if ((old_rank != own_rank || old_alpha != own_alpha) &&
+      (warnings.empty() || warnings.back().find("rank_pattern and alpha_pattern") == std::string::npos))
+    warnings.push_back(fmt::format("rank_pattern and alpha_pattern select {} by different patterns, which PEFT reads in two ways; read as before "
+                                   "0.14, since the file lacks the fields of newer ones",
+                                   module));
+  return {int64_t(old_rank), old_alpha};
 }
 
 bool AdapterConfig::saves(const std::string& tensor) const {
@@ -219,7 +229,8 @@ AdapterConfig read_adapter_config(const std::string& path) {
   const std::string type = o.require_string("peft_type");
   if (type == "LORA") c.kind = AdapterKind::lora;
   else if (type == "IA3") c.kind = AdapterKind::ia3;
-  else if (type == "PROMPT_TUNING") c.kind = AdapterKind::prompt;
+  // What is stored for P_TUNING are the rows that its encoder gave: a prompt.
+  else if (type == "PROMPT_TUNING" || type == "P_TUNING") c.kind = AdapterKind::prompt;
   else if (type == "PREFIX_TUNING") c.kind = AdapterKind::prefix;
   else refuse(path, "peft_type " + quote_for_message(type), kSupported);
   const std::string task = o.get_string("task_type", "CAUSAL_LM");
@@ -247,8 +258,10 @@ AdapterConfig read_adapter_config(const std::string& path) {
     if (bias == "all") c.bias = AdapterBias::all;
     else if (bias == "lora_only") c.bias = AdapterBias::lora_only;
     else if (bias != "none") o.fail("bias", "none, all or lora_only");
-    c.ranks = patterns(o, c.source, "rank_pattern", 1, double(kMaxRank));
-    c.alphas = patterns(o, c.source, "alpha_pattern", -1e9, 1e9);
+    // No version stands in files before 0.18; these fields have been written since 0.14.
+    c.shared_patterns = c.peft_version.empty() && !json.contains("exclude_modules") && !json.contains("lora_bias") && !json.contains("eva_config");
+    c.ranks = patterns(o, c.source, "rank_pattern", 1, double(kMaxRank), c.shared_patterns);
+    c.alphas = patterns(o, c.source, "alpha_pattern", -1e9, 1e9, c.shared_patterns);
     if (const nlohmann::json* list = o.find("layers_to_transform")) {
       c.layers_given = true;
       c.layers_single = !list->is_array();
@@ -264,9 +277,10 @@ AdapterConfig read_adapter_config(const std::string& path) {
         if (!p.empty()) c.layer_regexes_.push_back(compile(p, ".*\\.", path + ": field \"layers_pattern\""));
     }
   }
+  // null: what PEFT adapts by default in the family of the base model.
   const nlohmann::json* targets = o.find("target_modules");
-  if (!targets) o.fail("target_modules", "a list of module names, a regular expression, or all-linear");
-  if (targets->is_string()) {
+  if (!targets && !json.contains("target_modules")) o.fail("target_modules", "a list of module names, a regular expression, or all-linear");
+  if (targets && targets->is_string()) {
     std::string text = targets->get<std::string>();
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char ch) { return static_cast<char>(std::tolower(ch)); });
     c.all_linear = text == "all-linear";
@@ -330,7 +344,8 @@ nlohmann::ordered_json adapter_config_json(const AdapterConfig& a, const std::st
       c["rank_pattern"] = table(a.ranks);
       c["target_modules"] = a.all_linear ? nlohmann::ordered_json("all-linear") : names_json(a.targets);
       // Older versions of PEFT refuse fields that they do not know, so these are written only where they say something.
-      if (a.exclude.given()) c["exclude_modules"] = names_json(a.exclude);
+      const bool age_matters = !a.shared_patterns && (!a.ranks.values().empty() || !a.alphas.values().empty());
+      if (a.exclude.given() || age_matters) c["exclude_modules"] = names_json(a.exclude);
       if (!a.peft_version.empty()) c["peft_version"] = a.peft_version;
       c["use_dora"] = a.dora;
       c["use_rslora"] = a.rslora;

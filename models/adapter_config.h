@@ -46,7 +46,9 @@ class ModuleNames {
 // {pattern: value} in the order of the file. A pattern is a regular expression at the end of a path.
 class PatternValues {
  public:
-  void add(const std::string& pattern, double value, const std::string& where);
+  // shared: read as PEFT before 0.14 did. A pattern then needs something before it, and where it has alternatives the
+  // first stands anywhere behind a dot and the last is the whole path.
+  void add(const std::string& pattern, double value, const std::string& where, bool shared = false);
   const std::vector<std::pair<std::string, double>>& values() const { return values_; }
   // The first pattern that matches, or null.
   const std::string* first_match(const std::string& module) const;
@@ -73,13 +75,14 @@ struct AdapterConfig {
   std::vector<std::string> modules_to_save;
   int64_t n_virtual = 0;
   std::string peft_version;
+  bool shared_patterns = false;  // rank_pattern and alpha_pattern are read as PEFT before 0.14 did: see scaling()
   nlohmann::ordered_json source;       // the fields of the file; null for a fresh adapter
   std::vector<std::string> warnings;
 
   // Whether PEFT would adapt the module of this path.
   bool selects(const std::string& module) const;
-  // Rank and alpha of a module. PEFT before 0.15 looks for one pattern in both tables, newer ones in each; where that
-  // makes a difference, the version of the file decides and a warning says so.
+  // Rank and alpha of a module. PEFT before 0.14 looks for one pattern in both tables, newer ones in each; where that
+  // makes a difference, the fields of the file tell its age and a warning says so.
   std::pair<int64_t, double> scaling(const std::string& module);
   // Whether modules_to_save replaces the tensor of this name: it lies in a module whose path ends so.
   bool saves(const std::string& tensor) const;

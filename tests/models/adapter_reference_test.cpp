@@ -417,7 +417,30 @@ TEST(AdapterReference, PatternsAndSubsets) {
     return has(m, layer(1)) ? Scaling{6, 9.0 / 6} : Scaling{4, 2.0};
   };
   check(oracle("llama_gqa_untied"), ranks);
+  // A field that came with 0.14: each table by itself.
+  Variant apart = ranks;
+  apart.name = "patterns of newer files";
+  apart.config["exclude_modules"] = nullptr;
+  apart.scaling = [&](const std::string& m) {
+    if (has(m, "q_proj")) return Scaling{2, 4.0};
+    if (has(m, "v_proj")) return Scaling{4, 3.5 / 4};
+    return has(m, layer(1)) ? Scaling{6, 5.0 / 6} : Scaling{4, 2.0};
+  };
+  check(oracle("llama_gqa_untied"), apart);
+  // Alternatives: older versions read ".*\\.q_proj" or "k_proj$", newer ones both behind a dot.
+  for (const bool old : {true, false}) {
+    Variant either{old ? "alternatives, old" : "alternatives, new", lora_config(nlohmann::json::array({"q_proj", "k_proj"}), {{"rank_pattern", {{"q_proj|k_proj", 2}}}})};
+    if (!old) either.config["lora_bias"] = false;
+    either.adapted = [](const std::string& m) { return has(m, "q_proj") || has(m, "k_proj"); };
+    either.scaling = [old](const std::string& m) { return has(m, "q_proj") || !old ? Scaling{2, 4.0} : Scaling{4, 2.0}; };
+    check(oracle("llama_gqa_untied"), either);
+  }
 
+  Variant usual{"target_modules null", lora_config(nullptr)};
+  usual.adapted = [](const std::string& m) { return has(m, "q_proj") || has(m, "v_proj"); };
+  check(oracle("llama_gqa_untied"), usual);
+  usual.adapted = [](const std::string& m) { return has(m, "c_attn"); };
+  check(oracle("gpt2"), usual);
   Variant one{"layers_to_transform", lora_config(nlohmann::json::array({"q_proj", "k_proj"}), {{"layers_to_transform", 1}})};
   one.adapted = [&](const std::string& m) { return (has(m, "q_proj") || has(m, "k_proj")) && has(m, layer(1)); };
   check(oracle("llama_gqa_untied"), one);
@@ -441,6 +464,11 @@ TEST(AdapterReference, WholeModulesAndBiases) {
   saved.adapted = [](const std::string& m) { return has(m, "q_proj"); };
   saved.whole = [](const std::string& t) { return has(t, "lm_head") || has(t, "embed_tokens") || has(t, "input_layernorm"); };
   check(oracle("llama_gqa_untied"), saved);
+  // A module that is stored whole gets no adapter, and what lies in it neither.
+  Variant both{"targets among modules_to_save", lora_config("all-linear", {{"modules_to_save", nlohmann::json::array({"layers.1.mlp", "o_proj"})}})};
+  both.adapted = [](const std::string& m) { return !has(m, "o_proj") && !has(m, "layers.1.mlp"); };
+  both.whole = [](const std::string& t) { return has(t, "o_proj") || has(t, "layers.1.mlp."); };
+  check(oracle("llama_gqa_untied"), both);
   Variant block{"a whole block", lora_config(nlohmann::json::array({"c_attn"}), {{"modules_to_save", nlohmann::json::array({"h.1.mlp"})}})};
   block.adapted = [](const std::string& m) { return has(m, "c_attn"); };
   block.whole = [](const std::string& t) { return has(t, "h.1.mlp."); };

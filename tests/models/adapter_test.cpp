@@ -392,6 +392,66 @@ TEST(Adapter, KeysOfOtherVersions) {
   EXPECT_THROW(loads_as([&](std::string n) { return replace(n, "layers.1.", "layers.7."); }), Error);
 }
 
+// Where the embeddings are stored as well, PEFT writes a replaced module three times; the plain key is what it reads.
+TEST(Adapter, ReplacedModulesThatStandInTheFileThreeTimes) {
+  Engine e;
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  AdapterOptions o;
+  o.rank = 2;
+  o.targets = "q_proj";
+  o.modules_to_save = {"lm_head"};
+  const Adapter fresh(model, e.kernels, o);
+  const ScratchDir dir;
+  fresh.save(dir.path(), "base");
+  std::vector<ExportedTensor> tensors;
+  fresh.export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) { tensors.push_back(t); });
+  const std::string module = "base_model.model.lm_head.";
+  std::vector<NamedTensor> named;
+  std::vector<float> other;
+  for (const ExportedTensor& t : tensors) {
+    named.push_back({t.name, SafetensorsDtype::f32, t.shape, t.data.data()});
+    if (t.name != module + "weight") continue;
+    other.assign(t.data.size(), 7.0f);
+    for (const char* part : {"modules_to_save.weight", "original_module.weight"}) named.push_back({module + part, SafetensorsDtype::f32, t.shape, other.data()});
+  }
+  ASSERT_EQ(named.size(), tensors.size() + 2);
+  write_safetensors(dir / "adapter_model.safetensors", named);
+  const Adapter loaded(model, e.kernels, dir.path());
+  size_t i = 0;
+  loaded.export_tensors(ExportWhat::weights, [&](const ExportedTensor& t) { EXPECT_TRUE(same_bits(t.data, tensors.at(i++).data)) << t.name; });
+  EXPECT_EQ(i, tensors.size());
+}
+
+// Null names the family's defaults; P-tuning stores the rows of a prompt.
+TEST(Adapter, DefaultModulesAndOtherPrompts) {
+  Engine e;
+  for (const char* name : {"llama_gqa_untied", "gpt2", "gpt_neox", "opt_prenorm"}) {
+    Model model = load_model(oracle(name), e.kernels);
+    AdapterOptions o;
+    o.kind = AdapterKind::ia3;
+    const Adapter fresh(model, e.kernels, o);
+    const ScratchDir dir;
+    fresh.save(dir.path(), "base");
+    nlohmann::json config = read_json(dir / "adapter_config.json");
+    for (const char* field : {"feedforward_modules", "target_modules"}) {
+      config[field] = nullptr;
+      write_json(dir / "adapter_config.json", config);
+      EXPECT_EQ(Adapter(model, e.kernels, dir.path()).parameters(), fresh.parameters()) << name << " without " << field;
+    }
+  }
+  Model model = load_model(oracle("llama_gqa_untied"), e.kernels);
+  const ScratchDir dir;
+  const auto prompt = random_adapter(model, e.kernels, AdapterKind::prompt, 3);
+  prompt->save(dir.path(), "base");
+  nlohmann::json config = read_json(dir / "adapter_config.json");
+  config.update({{"peft_type", "P_TUNING"}, {"encoder_hidden_size", 64}, {"encoder_reparameterization_type", "MLP"}, {"encoder_num_layers", 2}, {"encoder_dropout", 0.0}});
+  write_json(dir / "adapter_config.json", config);
+  Adapter loaded(model, e.kernels, dir.path());
+  EXPECT_TRUE(loaded.warnings().empty());
+  EXPECT_EQ(loaded.kind(), AdapterKind::prompt);
+  EXPECT_EQ(loaded.n_virtual(), prompt->n_virtual());
+}
+
 // adapter_model.bin, as torch.save writes it.
 TEST(Adapter, PickledTensors) {
   Engine e;
@@ -427,14 +487,14 @@ TEST(Adapter, ConfigurationsThatChangeTheResultAreRefusedByName) {
   };
   for (const auto& [key, value] : std::vector<std::pair<std::string, nlohmann::json>>{
            {"init_lora_weights", "pissa"}, {"init_lora_weights", "pissa_niter_16"}, {"init_lora_weights", "olora"},
-           {"init_lora_weights", "loftq"}, {"layer_replication", nlohmann::json::array({1})}, {"lora_bias", true},
-           {"trainable_token_indices", nlohmann::json::array({1, 2})}, {"peft_type", "P_TUNING"}, {"peft_type", "ADALORA"}, {"peft_type", "LOHA"}}) {
+           {"init_lora_weights", "loftq"}, {"layer_replication", nlohmann::json::array({1})}, {"lora_bias", true}, {"ensure_weight_tying", true},
+           {"trainable_token_indices", nlohmann::json::array({1, 2})}, {"kasa_config", nlohmann::json::object({{"beta", 1e-4}})}, {"init_lora_weights", "PiSSA"}, {"peft_type", "ADALORA"}, {"peft_type", "LOHA"}}) {
     const std::string text = outcome(key, value);
     EXPECT_EQ(text.substr(0, 2), "5:") << key << " " << value << ": " << text;
     EXPECT_NE(text.find(value.is_string() ? value.get<std::string>() : key), std::string::npos) << text;
   }
   for (const auto& [key, value] : std::vector<std::pair<std::string, nlohmann::json>>{
-           {"init_lora_weights", "gaussian"}, {"init_lora_weights", false}, {"lora_bias", false}, {"exclude_modules", nlohmann::json::array({"k_proj"})},
+           {"init_lora_weights", "Gaussian"}, {"init_lora_weights", false}, {"lora_bias", false}, {"exclude_modules", nlohmann::json::array({"k_proj"})},
            {"trainable_token_indices", nullptr}, {"peft_version", "0.18.0"}, {"eva_config", nullptr}})
     EXPECT_EQ(outcome(key, value), "") << key << " " << value;
   const std::string unknown = outcome("a_field_of_the_future", 1);
