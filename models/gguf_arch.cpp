@@ -404,6 +404,7 @@ class Translator {
         c_["model_type"] = "mixtral";
         c_["num_local_experts"] = *experts;
         c_["num_experts_per_tok"] = need("expert_used_count");
+        if (!c_.contains("rope_theta")) c_["rope_theta"] = 10000.0;  // config.json's default is another one
       } else if (q && !o) {
         c_["model_type"] = "qwen2";  // the same network with biases on q, k and v only
       } else {
@@ -471,12 +472,15 @@ class Translator {
     // The largest of each generation scales scores by the width per head instead of the head's own; no key tells.
     const bool largest = (type == "gemma2" && layers == 46) || (type == "gemma3_text" && layers == 62);
     c_["query_pre_attn_scalar"] = largest ? hidden_ / heads_ : head_dim_;
-    if (const auto window = get("attention.sliding_window"))
-      c_["sliding_window"] = *window;
-    else
-      c_["sliding_window"] = nullptr;
+    c_["sliding_window"] = nullptr;
     c_["attn_logit_softcapping"] = nullptr;
     c_["final_logit_softcapping"] = nullptr;
+    if (type == "gemma2") {  // what the model was published with; files of its first days lack the keys
+      if (!f_.find(key("attention.sliding_window"))) c_["sliding_window"] = 4096;
+      c_["attn_logit_softcapping"] = 50.0;
+      c_["final_logit_softcapping"] = 30.0;
+    }
+    if (const auto window = get("attention.sliding_window")) c_["sliding_window"] = *window;
     if (const auto cap = f_.get_float(key("attn_logit_softcapping"))) c_["attn_logit_softcapping"] = *cap;
     if (const auto cap = f_.get_float(key("final_logit_softcapping"))) c_["final_logit_softcapping"] = *cap;
     if (type == "gemma3_text") {

@@ -191,7 +191,7 @@ void GgufExport::plan() {
     const bool stacked = row->change == GgufChange::experts || row->change == GgufChange::head_norms;
     const bool matrix = t.shape.size() == 2;
     const std::string& n = out.name;
-    const bool keep_f32 = !matrix || n == "position_embd.weight" || n == "token_types.weight" ||
+    const bool keep_f32 = !matrix || n.ends_with("_norm.weight") || n == "position_embd.weight" || n == "token_types.weight" ||
                           n.find("ffn_gate_inp") != std::string::npos;
     if (!keep_f32) {
       const bool head = n == "output.weight" || (c.tied && n == "token_embd.weight");
@@ -301,10 +301,8 @@ void GgufExport::settings(GgufWriter& out) const {
     number("attention.sliding_window", c.window > 0 ? c.window : c.max_positions);  // llama.cpp insists on it
   if (type == "mistral" && c.window > 0 && c.window < c.max_positions)
     no_place(source_, "a window of attention in a mistral model");
-  if (type == "gemma2") {
-    if (c.attn_softcap > 0) real("attn_logit_softcapping", c.attn_softcap);
-    if (c.logit_softcap > 0) real("final_logit_softcapping", c.logit_softcap);
-  }
+  if (type == "gemma2" && c.attn_softcap > 0) real("attn_logit_softcapping", c.attn_softcap);
+  if ((type == "gemma2" || type == "gemma3_text") && c.logit_softcap > 0) real("final_logit_softcapping", c.logit_softcap);
   if (type == "bert") {
     out.set_bool("bert.attention.causal", false);
     const EmbedRecipe recipe = read_embed_recipe(source_.path());
@@ -313,7 +311,7 @@ void GgufExport::settings(GgufWriter& out) const {
       throw Error(ErrorCode::unsupported, fmt::format("{}: GGUF has no place for this pooling: {}", source_.path(), describe(recipe)),
                   "supported: mean, cls or lasttoken, without Dense modules");
     out.set_u32("bert.pooling_type", pooling);
-    out.set_u32("tokenizer.ggml.token_type_count", 2);
+    out.set_u32("tokenizer.ggml.token_type_count", static_cast<uint32_t>(c.token_types));
   }
 }
 

@@ -254,6 +254,59 @@ TEST(GgufModel, SmallFamiliesGoThereAndBackOrAreRefused) {
   }
 }
 
+// llama.cpp multiplies by norms, those of heads as well, and wants them in f32 whatever the matrices are.
+TEST(GgufModel, NormsStayFloats) {
+  Engine e;
+  for (const SmallFamily& family : small_families()) {
+    if (std::string(family.name) != "cohere, large style" && std::string(family.name) != "qwen3") continue;
+    const ScratchDir dir;
+    Model model = small_model(family, dir);
+    Checkpoint c;
+    c.config = nlohmann::json::parse(family.config);
+    export_tensors(model, e.kernels, ExportWhat::weights, [&](const ExportedTensor& t) {
+      c.tensors.push_back({t.name, SafetensorsDtype::f32, t.shape,
+                           std::string(reinterpret_cast<const char*>(t.data.data()), 4 * t.data.size())});
+    });
+    c.write(dir.path());
+    const ModelSource source(dir.path());
+    const GgufExport out(source, GgmlType::q8_0);
+    size_t norms = 0;
+    for (const GgufExportTensor& t : out.tensors()) {
+      const bool norm = t.name.find("_norm.") != std::string::npos;
+      EXPECT_EQ(t.type == GgmlType::f32, norm) << family.name << " " << t.name;
+      norms += t.name.find("attn_q_norm") != std::string::npos;
+    }
+    EXPECT_EQ(norms, 3u) << family.name;
+  }
+}
+
+// Files from before the keys were known: what llama.cpp takes then.
+TEST(GgufModel, Gemma2WithoutItsKeys) {
+  const auto config = [](bool with_keys) {
+    GgufBytes b;
+    b.text("general.architecture", "gemma2");
+    for (const auto& [key, value] : {std::pair{"context_length", 64u}, {"embedding_length", 8u}, {"block_count", 1u}, {"feed_forward_length", 8u},
+                                     {"attention.head_count", 2u}, {"attention.head_count_kv", 1u}, {"attention.key_length", 4u}})
+      b.u32(std::string("gemma2.") + key, value);
+    b.f32("gemma2.attention.layer_norm_rms_epsilon", 1e-6f);
+    if (with_keys) {
+      b.u32("gemma2.attention.sliding_window", 16);
+      b.f32("gemma2.attn_logit_softcapping", 5.0f);
+      b.f32("gemma2.final_logit_softcapping", 3.0f);
+    }
+    b.tensor("token_embd.weight", {8, 3}, 0, zeros(24));
+    const ScratchDir dir;
+    return gguf_config(GgufFile(written(dir, b)));
+  };
+  const nlohmann::json old = config(false), own = config(true);
+  EXPECT_EQ(old["sliding_window"], 4096);
+  EXPECT_EQ(old["attn_logit_softcapping"], 50.0);
+  EXPECT_EQ(old["final_logit_softcapping"], 30.0);
+  EXPECT_EQ(own["sliding_window"], 16);
+  EXPECT_EQ(own["attn_logit_softcapping"], 5.0);
+  EXPECT_EQ(own["final_logit_softcapping"], 3.0);
+}
+
 TEST(GgufModel, ReferenceFilesGiveTheirLogits) {
   const std::string folder = shared_path("oracle/gguf");
   if (!std::filesystem::exists(folder)) GTEST_SKIP() << "not here: " << folder;
