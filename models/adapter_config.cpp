@@ -166,21 +166,25 @@ double PatternValues::at(const std::string& pattern, double fallback) const {
   return fallback;
 }
 
-// PEFT takes the number behind the last "NAME.NUMBER." of the path, where a name stands before NAME too.
+// PEFT takes the number behind the last "NAME.NUMBER." of the path, where a name stands before NAME too; since 0.20 behind
+// the first, so that experts' numbers are none of layers.
 bool AdapterConfig::in_layers(const std::string& module) const {
   std::vector<size_t> dots;
   for (size_t i = 0; i < module.size(); ++i)
     if (module[i] == '.') dots.push_back(i);
-  for (size_t d = dots.size(); d-- > 2;) {  // the part between dots[d - 1] and dots[d]
+  std::vector<int64_t> numbers;
+  for (size_t d = 2; d < dots.size(); ++d) {  // the part between dots[d - 1] and dots[d]
     const std::string part = module.substr(dots[d - 1] + 1, dots[d] - dots[d - 1] - 1);
     if (part.empty() || part.size() > 9 || !std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; })) continue;
     const std::string before = module.substr(0, dots[d - 1]);
     if (!layer_regexes_.empty() &&
         std::none_of(layer_regexes_.begin(), layer_regexes_.end(), [&](const auto& r) { return matches_whole(*r, before); }))
       continue;
-    return std::find(layers.begin(), layers.end(), std::strtoll(part.c_str(), nullptr, 10)) != layers.end();
+    numbers.push_back(std::strtoll(part.c_str(), nullptr, 10));
   }
-  return false;
+  if (numbers.empty()) return false;
+  const bool first = peft_version.rfind("0.", 0) == 0 ? std::strtol(peft_version.c_str() + 2, nullptr, 10) >= 20 : !peft_version.empty();
+  return std::find(layers.begin(), layers.end(), first ? numbers.front() : numbers.back()) != layers.end();
 }
 
 bool AdapterConfig::selects(const std::string& module) const {
