@@ -418,6 +418,7 @@ void Adapter::initialise(const Model& model, const KernelTable& kernels, uint64_
           std::vector<int32_t> tokens;
           for (int64_t r = 0; r < w->rows; ++r) tokens.push_back(static_cast<int32_t>(rng.below(uint64_t(model_.vocab_size))));
           gather_rows(kernels, model.weights.token_embed, tokens.data(), w->rows, data);
+          for (int64_t i = 0; i < w->numel() && !model_.scale_prompts; ++i) data[i] *= static_cast<float>(model_.embed_scale);
           break;
         }
         case Part::whole: {

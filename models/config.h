@@ -57,7 +57,8 @@ struct ModelConfig {
   bool shared_norm = false;        // parallel: mlp reads norm1 x too
   bool embed_norm = false;         // a norm behind the embeddings and positions
 
-  double embed_scale = 1;       // on token embeddings and virtual tokens
+  double embed_scale = 1;       // on token embeddings
+  bool scale_prompts = true;    // and on virtual tokens; false: the scale is the embedding's own
   PositionKind positions = PositionKind::rope;
   int64_t position_offset = 0;  // learned: position p uses row p + offset
   bool alibi_scaled = false;    // alibi: the bias is divided by sqrt(head_dim) like the scores

@@ -516,8 +516,9 @@ Var Transformer::enter(Context& ctx, const Batch& batch) {
   ModelWeights& w = *weights_;
   Var x = embed(ctx, &w.token_embed, copied ? copied : batch.ids, batch.n);
   x = adapt_embedding(ctx, batch, copied ? copied : batch.ids, x);
-  if (copied) x = place_prompts(ctx, batch, x);
+  if (copied && c.scale_prompts) x = place_prompts(ctx, batch, x);
   if (c.embed_scale != 1) x = scale(ctx, x, static_cast<float>(c.embed_scale));
+  if (copied && !c.scale_prompts) x = place_prompts(ctx, batch, x);
   if (c.projected()) x = linear(ctx, x, &w.project_in, nullptr);
   if (c.token_types > 0) {
     const int32_t* types = batch.token_types;

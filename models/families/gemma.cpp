@@ -48,6 +48,7 @@ void parse_gemma3(const JsonObject& json, ModelConfig* c) {
   const int64_t pattern = json.get_int("sliding_window_pattern", json.get_int("_sliding_window_pattern", 6, 1, kMaxDim), 1, kMaxDim);
   parse_newer(json, c, 0, 0, pattern);
   c->qk_norm = QkNorm::head;
+  c->scale_prompts = false;
   parse_rope(json, "rope_theta", c);
   if (c->local_rope) return;
   if (!json.has("rope_theta") && !json.object("rope_parameters")) c->rope.theta = 1e6;

@@ -370,11 +370,13 @@ TEST(AdapterReference, PromptsOfEverySmallFamily) {
     nlohmann::json larger = config;
     larger["vocab_size"] = vocab + kVirtual;
     Tensors tensors = reference::read_safetensors(dir / "model.safetensors");
+    // Gemma 3's embedding scales its own rows, so virtual tokens are taken as they are.
+    const double scale = config.at("model_type") == "gemma3_text" ? std::sqrt(config.at("hidden_size").get<double>()) : 1.0;
     for (auto& [name, t] : tensors) {
       if (t.shape[0] != vocab) continue;
       const bool embedding = is_embedding(name) && !has(name, "lm_head") && !has(name, "embed_out") && t.shape.size() == 2;
       t.shape[0] += kVirtual;
-      for (int64_t i = 0; i < kVirtual * (t.shape.size() == 2 ? t.shape[1] : 1); ++i) t.data.push_back(embedding ? double(rows_of[i]) : 0.0);
+      for (int64_t i = 0; i < kVirtual * (t.shape.size() == 2 ? t.shape[1] : 1); ++i) t.data.push_back(embedding ? double(rows_of[i]) / scale : 0.0);
     }
     const std::vector<int32_t> ids = text(5, 6, vocab);
     std::vector<int32_t> words, rows;
@@ -447,6 +449,19 @@ TEST(AdapterReference, PatternsAndSubsets) {
   Variant pattern{"layers_pattern", lora_config(nlohmann::json::array({"c_attn"}), {{"layers_to_transform", nlohmann::json::array({0})}, {"layers_pattern", "h"}})};
   pattern.adapted = [](const std::string& m) { return has(m, "h.0.attn.c_attn"); };
   check(oracle("gpt2"), pattern);
+  // The number of a layer or, as PEFT before 0.20 reads it, of an expert.
+  for (const SmallFamily& f : small_families()) {
+    if (std::string(f.name) != "mixtral") continue;
+    const ScratchDir dir;
+    write_small(dir.path(), spelled_out(f));
+    for (const char* version : {"0.19.1", "0.20.0", "1.0"}) {
+      Variant numbered{std::string("layers of experts, ") + version,
+                       lora_config(nlohmann::json::array({"w1"}), {{"layers_to_transform", nlohmann::json::array({1})}, {"peft_version", version}})};
+      const std::string part = std::string(version) == "0.19.1" ? ".experts.1.w1" : ".layers.1.";
+      numbered.adapted = [part](const std::string& m) { return ends(m, "w1") && has(m, part); };
+      check(dir.path(), numbered, false);
+    }
+  }
   Variant regex{"a regular expression", lora_config("model\\.layers\\.[1-9]\\..*(q|up)_proj")};
   regex.adapted = [&](const std::string& m) { return has(m, layer(1)) && (has(m, "q_proj") || has(m, "up_proj")); };
   check(oracle("llama_gqa_untied"), regex);
