@@ -61,6 +61,7 @@ struct ModelConfig {
   bool scale_prompts = true;    // and on virtual tokens; false: the scale is the embedding's own
   PositionKind positions = PositionKind::rope;
   int64_t position_offset = 0;  // learned: position p uses row p + offset
+  int32_t placeless_id = -1;    // learned: this token takes no position, but row offset - 1; -1: there is none
   bool alibi_scaled = false;    // alibi: the bias is divided by sqrt(head_dim) like the scores
   bool alibi_bf16 = false;      // alibi: slopes rounded to bf16
   RopeConfig rope;

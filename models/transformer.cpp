@@ -461,9 +461,14 @@ const int32_t* Transformer::prepare(Context& ctx, const Batch& batch) {
     if (start + count > limit)
       throw Error(ErrorCode::input, fmt::format("a sequence of {} tokens does not fit a context of {}", start + count, limit),
                   "shorten the text, or raise --ctx up to what the model supports");
+    int64_t placeless = 0;
     for (int64_t i = 0; i < count; ++i) {
-      positions[first + i] = static_cast<int32_t>(start + i);
+      positions[first + i] = static_cast<int32_t>(start + i - placeless);
       const int32_t id = batch.ids[first + i];
+      if (c.placeless_id >= 0 && id == c.placeless_id) {
+        positions[first + i] = -1;
+        ++placeless;
+      }
       if (batch.token_types && (batch.token_types[first + i] < 0 || batch.token_types[first + i] >= c.token_types))
         throw Error(ErrorCode::input, fmt::format("token type {} is out of range: the model has {} types", batch.token_types[first + i], c.token_types),
                     "the input and the model do not belong together");

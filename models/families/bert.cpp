@@ -39,10 +39,11 @@ void parse_bert(const JsonObject& json, ModelConfig* c) {
   if (json.get_bool("add_cross_attention", false)) refuse(json, "add_cross_attention", "cross attention is not supported");
 }
 
-// The first positions of the table belong to padding.
+// The first positions of the table belong to padding, also where it stands inside a text.
 void parse_roberta(const JsonObject& json, ModelConfig* c) {
   parse_bert(json, c);
-  c->position_offset = json.get_int("pad_token_id", 1, 0, kMaxDim) + 1;
+  c->placeless_id = static_cast<int32_t>(json.get_int("pad_token_id", 1, 0, kMaxDim));
+  c->position_offset = c->placeless_id + 1;
   if (c->max_positions <= c->position_offset) json.fail("max_position_embeddings", "more positions than padding takes");
   c->max_positions -= c->position_offset;
 }
@@ -161,8 +162,8 @@ const Family kDistilbertFamily = {
     parse_distilbert,
     distilbert_rules(),
     "distilbert.",
-    {".vocab_transform.weight", ".vocab_transform.bias", ".vocab_layer_norm.weight", ".vocab_layer_norm.bias", ".vocab_projector.weight",
-     ".vocab_projector.bias"},
+    {".embeddings.position_ids", ".vocab_transform.weight", ".vocab_transform.bias", ".vocab_layer_norm.weight", ".vocab_layer_norm.bias",
+     ".vocab_projector.weight", ".vocab_projector.bias"},
     kNormAliases};
 
 }  // namespace thimble

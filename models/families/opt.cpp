@@ -58,6 +58,6 @@ const Family kOptFamily = {
         {"lm_head.weight", Layout::plain, {Role::lm_head}},
     },
     "model.",
-    {}};
+    {".decoder.version"}};
 
 }  // namespace thimble

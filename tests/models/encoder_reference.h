@@ -13,7 +13,8 @@ using Matrix = std::vector<std::vector<double>>;
 
 struct EncoderReference {
   int64_t layers = 0, heads = 0;
-  int64_t first_position = 0;  // row of the position table of the first token
+  int64_t first_position = 0;  // row of the position table of the first token; the token of that number - 1, which is
+                               // padding, has the row before it and takes no position
   double eps = 1e-12;
   // By canonical name: word, pos, type, ln.w ln.b; N.q.w N.q.b ... N.k N.v N.o N.ln1 N.up N.down N.ln2; pool.w pool.b.
   std::map<std::string, Matrix> w;
@@ -37,10 +38,12 @@ struct EncoderReference {
   }
   Matrix forward(const std::vector<int32_t>& ids, const std::vector<int32_t>& types) const {
     Matrix x;
+    size_t next = size_t(first_position);
     for (size_t t = 0; t < ids.size(); ++t) {
       std::vector<double> row = w.at("word")[size_t(ids[t])];
+      const size_t place = first_position > 0 && ids[t] == first_position - 1 ? size_t(first_position) - 1 : next++;
       for (size_t c = 0; c < row.size(); ++c) {
-        row[c] += w.at("pos")[t + size_t(first_position)][c];
+        row[c] += w.at("pos")[place][c];
         if (w.count("type")) row[c] += w.at("type")[size_t(types[t])][c];
       }
       x.push_back(layer_norm(row, vec("ln.w"), vec("ln.b"), eps));

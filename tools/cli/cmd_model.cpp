@@ -74,7 +74,8 @@ Json config_json(const ModelConfig& c) {
             {"embed_norm", c.embed_norm},
             {"embed_scale", c.embed_scale},
             {"positions", position_name(c.positions)},
-            {"position_offset", c.position_offset}};
+            {"position_offset", c.position_offset},
+            {"placeless_id", c.placeless_id}};
   j["rope"] = c.positions == PositionKind::rope ? rope_json(c.rope) : Json(nullptr);
   j["rope_local"] = c.local_rope ? rope_json(c.rope_local) : Json(nullptr);
   j["alibi_scaled"] = c.alibi_scaled;
