@@ -44,22 +44,24 @@ const Family& find_family(const JsonObject& json) {
 
 Activation parse_activation(const JsonObject& json, const char* key, const char* fallback) {
   const std::string name = json.get_string(key, fallback);
-  if (name == "gelu") return Activation::gelu_erf;
-  if (name == "gelu_new" || name == "gelu_pytorch_tanh" || name == "gelu_fast") return Activation::gelu_tanh;
+  if (name == "gelu" || name == "gelu_python") return Activation::gelu_erf;
+  for (const char* tanh : {"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"})
+    if (name == tanh) return Activation::gelu_tanh;
   if (name == "relu") return Activation::relu;
   if (name == "silu" || name == "swish") return Activation::silu;
   throw Error(ErrorCode::unsupported,
               fmt::format("{}: field \"{}\": activation {} is not supported", json.file(), key, quote_for_message(name)),
-              "supported: gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish");
+              "supported: gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, gelu_accurate, gelu_python_tanh, relu, silu, swish");
 }
 
-void parse_sizes(const JsonObject& json, ModelConfig* c) {
+void parse_sizes(const JsonObject& json, ModelConfig* c, int64_t kv_heads) {
   c->vocab_size = json.require_int("vocab_size", 1, kMaxDim);
   c->hidden = json.require_int("hidden_size", 1, kMaxDim);
   c->intermediate = json.require_int("intermediate_size", 1, kMaxDim);
   c->n_layers = json.require_int("num_hidden_layers", 1, 4096);
   c->n_heads = json.require_int("num_attention_heads", 1, 1 << 16);
-  c->n_kv_heads = json.get_int("num_key_value_heads", c->n_heads, 1, 1 << 16);
+  const bool left_out = kv_heads > 0 && !json.json().contains("num_key_value_heads");
+  c->n_kv_heads = left_out ? kv_heads : json.get_int("num_key_value_heads", c->n_heads, 1, 1 << 16);
   c->head_dim = json.get_int("head_dim", 0, 1, 1 << 16);
   c->max_positions = json.get_int("max_position_embeddings", 2048, 1, kMaxDim);
 }
@@ -122,7 +124,7 @@ std::vector<double> parse_factors(const JsonObject& s, const char* key) {
 // What rope_scaling, rope_parameters or one of its layer types says. c: max_positions is set.
 void parse_scaling(const JsonObject& json, const JsonObject& s, const ModelConfig& c, RopeConfig* r) {
   std::string type = s.get_string("rope_type", s.get_string("type", "default"));
-  if (type == "su") type = "longrope";
+  if (type == "su" || (type == "yarn" && s.has("short_factor"))) type = "longrope";  // its names in Phi-3's first configs
   const bool yarn = type == "yarn", longrope = type == "longrope";
   for (const auto& [key, value] : s.json().items()) {
     const auto is = [&, &name = key](std::initializer_list<const char*> names) {
@@ -135,8 +137,10 @@ void parse_scaling(const JsonObject& json, const JsonObject& s, const ModelConfi
     if (!known && !value.is_null()) refuse_rope(s, key, fmt::format("is not supported beside the type {}", quote_for_message(type)));
   }
   if (type == "default") return;
-  const int64_t original = s.get_int("original_max_position_embeddings",
-                                     json.get_int("original_max_position_embeddings", 0, 1, kMaxDim), 1, kMaxDim);
+  const char* const original_key = "original_max_position_embeddings";
+  const int64_t beside = json.get_int(original_key, 0, 1, kMaxDim), within = s.get_int(original_key, 0, 1, kMaxDim);
+  // Phi-3 has it beside rope_scaling, and there it counts.
+  const int64_t original = beside > 0 && (longrope || within == 0) ? beside : within;
   r->original_max_positions = original > 0 ? original : c.max_positions;
   const double stretched = double(c.max_positions) / double(r->original_max_positions);
   if (type == "linear") {
@@ -195,7 +199,7 @@ void parse_rope_settings(const JsonObject& json, const JsonObject* s, const Mode
 }  // namespace
 
 void parse_rope(const JsonObject& json, const char* theta_key, ModelConfig* c, double share) {
-  c->rope.theta = json.get_double(theta_key, 10000.0, 1.0 + 1e-6, 1e15);
+  c->rope.theta = json.get_double(theta_key, c->rope.theta, 1.0 + 1e-6, 1e15);
   share = json.get_double("partial_rotary_factor", share, 0, 1);
   std::optional<JsonObject> s = json.object("rope_scaling");
   std::optional<JsonObject> v5 = json.object("rope_parameters");

@@ -61,13 +61,14 @@ ModelConfig parse_config(const JsonObject& json, const Family& family);
 constexpr int64_t kMaxDim = int64_t{1} << 24;
 Activation parse_activation(const JsonObject& json, const char* key, const char* fallback);
 // The sizes under the names that most families share: vocab_size, hidden_size, intermediate_size, num_hidden_layers,
-// num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings. Absent: kv heads as heads, 2048 positions.
-void parse_sizes(const JsonObject& json, ModelConfig* config);
+// num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings. Absent: 2048 positions, and kv_heads; when
+// that is 0, and for null, as many as heads.
+void parse_sizes(const JsonObject& json, ModelConfig* config, int64_t kv_heads = 0);
 // As get_double, but null means 0, not the fallback: for settings that null switches off.
 double get_double_or_null(const JsonObject& json, const char* key, double fallback, double min, double max);
-// The theta under theta_key, rope_scaling, partial_rotary_factor (as `share` without one), and v5's rope_parameters, which
-// may differ for layers with a window. Sizes and max_positions must be set. Whatever would change a result and is not
-// known is refused by name.
+// The theta under theta_key (as config has it without one), rope_scaling, partial_rotary_factor (as `share` without one),
+// and v5's rope_parameters, which may differ for layers with a window. Sizes and max_positions must be set. Whatever would
+// change a result and is not known is refused by name.
 void parse_rope(const JsonObject& json, const char* theta_key, ModelConfig* config, double share = 1);
 // layer_types, a name per layer: sets window_layers. False when absent.
 bool parse_layer_types(const JsonObject& json, ModelConfig* config);

@@ -7,7 +7,7 @@ namespace {
 void parse(const JsonObject& json, ModelConfig* c) {
   c->norm = NormKind::layer;
   c->vocab_size = json.require_int("vocab_size", 1, kMaxDim);
-  c->hidden = json.require_int(json.has("hidden_size") ? "hidden_size" : "n_embed", 1, kMaxDim);
+  c->hidden = json.require_int(json.has("n_embed") ? "n_embed" : "hidden_size", 1, kMaxDim);
   c->intermediate = 4 * c->hidden;
   c->n_layers = json.require_int(json.has("n_layer") ? "n_layer" : "num_hidden_layers", 1, 4096);
   c->n_heads = json.require_int(json.has("n_head") ? "n_head" : "num_attention_heads", 1, 1 << 16);

@@ -10,7 +10,7 @@ namespace {
 void parse(const JsonObject& json, ModelConfig* c) {
   c->norm = NormKind::layer;
   c->vocab_size = json.require_int("vocab_size", 1, kMaxDim);
-  c->hidden = json.require_int("hidden_size", 1, kMaxDim);
+  c->hidden = json.require_int(json.has("n_embed") ? "n_embed" : "hidden_size", 1, kMaxDim);
   c->intermediate = json.get_int("ffn_hidden_size", 4 * c->hidden, 1, 4 * kMaxDim);
   c->n_layers = json.require_int("num_hidden_layers", 1, 4096);
   c->n_heads = json.require_int("num_attention_heads", 1, 1 << 16);

@@ -9,13 +9,12 @@
 namespace thimble {
 namespace {
 
-void parse_common(const JsonObject& json, ModelConfig* c) {
-  parse_sizes(json, c);
+void parse_common(const JsonObject& json, ModelConfig* c, int64_t kv_heads) {
+  parse_sizes(json, c, kv_heads);
   if (c->head_dim == 0) c->head_dim = 256;
   c->norm_eps = json.get_double("rms_norm_eps", 1e-6, 0, 1);
   c->norm_offset = 1;
   c->embed_scale = round_to_dtype(json, std::sqrt(double(c->hidden)));
-  // hidden_act says "gelu" in old files, which was always meant to be the tanh form.
   c->activation = parse_activation(json, "hidden_activation", "gelu_pytorch_tanh");
   c->qkv_bias = c->o_bias = json.get_bool("attention_bias", false);
   c->tied = json.get_bool("tie_word_embeddings", true);
@@ -23,13 +22,16 @@ void parse_common(const JsonObject& json, ModelConfig* c) {
 }
 
 void parse_gemma(const JsonObject& json, ModelConfig* c) {
-  parse_common(json, c);
+  parse_common(json, c, 16);
+  // hidden_act says "gelu" in old files, which was always meant to be the tanh form; transformers 5 has only this field.
+  if (!json.json().contains("hidden_activation") && json.object("rope_parameters"))
+    c->activation = parse_activation(json, "hidden_act", "gelu_pytorch_tanh");
   parse_rope(json, "rope_theta", c);
 }
 
 // What Gemma 2 and 3 share. pattern: without layer_types, every so many layers one sees everything.
 void parse_newer(const JsonObject& json, ModelConfig* c, double attn_softcap, double logit_softcap, int64_t pattern) {
-  parse_common(json, c);
+  parse_common(json, c, 4);
   c->branch_norm = true;
   c->query_pre_attn_scalar = json.get_double("query_pre_attn_scalar", 256, 1e-6, 1e9);
   c->attn_softcap = get_double_or_null(json, "attn_logit_softcapping", attn_softcap, 0, 1e9);
@@ -49,9 +51,9 @@ void parse_gemma3(const JsonObject& json, ModelConfig* c) {
   parse_newer(json, c, 0, 0, pattern);
   c->qk_norm = QkNorm::head;
   c->scale_prompts = false;
+  c->rope.theta = 1e6;
   parse_rope(json, "rope_theta", c);
   if (c->local_rope) return;
-  if (!json.has("rope_theta") && !json.object("rope_parameters")) c->rope.theta = 1e6;
   c->local_rope = true;
   c->rope_local.theta = json.get_double("rope_local_base_freq", 10000, 1.0 + 1e-6, 1e15);
   c->rope_local.dims = c->rope.dims;

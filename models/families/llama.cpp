@@ -5,8 +5,8 @@
 namespace thimble {
 namespace {
 
-void parse_common(const JsonObject& json, ModelConfig* c) {
-  parse_sizes(json, c);
+void parse_common(const JsonObject& json, ModelConfig* c, int64_t kv_heads = 0) {
+  parse_sizes(json, c, kv_heads);
   c->norm_eps = json.get_double("rms_norm_eps", 1e-6, 0, 1);
   c->activation = parse_activation(json, "hidden_act", "silu");
   c->tied = json.get_bool("tie_word_embeddings", false);
@@ -20,7 +20,7 @@ void parse_llama(const JsonObject& json, ModelConfig* c) {
 }
 
 void parse_mistral(const JsonObject& json, ModelConfig* c) {
-  parse_common(json, c);
+  parse_common(json, c, 8);
   parse_rope(json, "rope_theta", c);
   // Absent means the class default; null means no window.
   if (!json.json().contains("sliding_window"))
@@ -30,7 +30,7 @@ void parse_mistral(const JsonObject& json, ModelConfig* c) {
 }
 
 void parse_qwen(const JsonObject& json, ModelConfig* c) {
-  parse_common(json, c);
+  parse_common(json, c, 32);
   refuse_if_set(json, "use_mrope", "rotary positions of several dimensions");
   if (json.get_bool("use_sliding_window", false)) {
     // Absent fields mean the class defaults; a null window means none.

@@ -5,13 +5,14 @@ namespace thimble {
 namespace {
 
 void parse(const JsonObject& json, ModelConfig* c) {
-  parse_sizes(json, c);
+  parse_sizes(json, c, 8);
   c->norm_eps = json.get_double("rms_norm_eps", 1e-5, 0, 1);
   c->activation = parse_activation(json, "hidden_act", "silu");
   c->tied = json.get_bool("tie_word_embeddings", false);
   c->window = json.get_int("sliding_window", 0, 1, kMaxDim);
   c->n_experts = json.get_int("num_local_experts", 8, 1, kMaxExperts);
   c->n_experts_used = json.get_int("num_experts_per_tok", 2, 1, kMaxExperts);
+  c->rope.theta = 1e6;
   parse_rope(json, "rope_theta", c);
 }
 

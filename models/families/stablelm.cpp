@@ -6,7 +6,7 @@ namespace thimble {
 namespace {
 
 void parse(const JsonObject& json, ModelConfig* c) {
-  parse_sizes(json, c);
+  parse_sizes(json, c, 32);
   c->norm = NormKind::layer;
   c->norm_eps = json.get_double("layer_norm_eps", 1e-5, 0, 1);
   c->activation = parse_activation(json, "hidden_act", "silu");

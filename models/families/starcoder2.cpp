@@ -5,7 +5,7 @@ namespace thimble {
 namespace {
 
 void parse(const JsonObject& json, ModelConfig* c) {
-  parse_sizes(json, c);
+  parse_sizes(json, c, 2);
   c->norm = NormKind::layer;
   c->norm_eps = json.get_double("norm_epsilon", 1e-5, 0, 1);
   c->activation = parse_activation(json, "hidden_act", "gelu_pytorch_tanh");

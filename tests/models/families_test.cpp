@@ -217,9 +217,10 @@ TEST(SmallFamilies, BothSpellingsOfAConfigSayTheSame) {
   long_v5["rope_theta"] = 10000.0;
   long_v5["original_max_position_embeddings"] = 12;
   same("phi3, longrope", {}, {{"rope_parameters", long_v5}}, {"rope_scaling", "original_max_position_embeddings"});
-  same("phi3, longrope", {}, {{"rope_scaling", {{"type", "su"},
-                                                {"short_factor", {1.0, 1.1, 1.3, 1.5}},
-                                                {"long_factor", {1.5, 2.0, 4.0, 6.0}}}}}, {});
+  for (const char* type : {"su", "yarn"})
+    same("phi3, longrope", {}, {{"rope_scaling", {{"type", type},
+                                                  {"short_factor", {1.0, 1.1, 1.3, 1.5}},
+                                                  {"long_factor", {1.5, 2.0, 4.0, 6.0}}}}}, {});
 }
 
 TEST(SmallFamilies, FieldsThatChangeAResultAreReadOrRefusedByName) {
@@ -252,6 +253,7 @@ TEST(SmallFamilies, FieldsThatChangeAResultAreReadOrRefusedByName) {
   refused("gptj", {{"rotary_dim", nullptr}}, ErrorCode::input, "rotary_dim");
   refused("gptj", {{"rotary_dim", 64}}, ErrorCode::input, "rotary dimensions");
   refused("gemma", {{"torch_dtype", "int8"}}, ErrorCode::input, "torch_dtype");
+  refused("llama", {{"hidden_act", "quick_gelu"}}, ErrorCode::unsupported, "quick_gelu");
 }
 
 TEST(SmallFamilies, FlagsOfRealConfigs) {
@@ -277,6 +279,50 @@ TEST(SmallFamilies, FlagsOfRealConfigs) {
   EXPECT_EQ(parsed(with("falcon, RW style", {})).n_kv_heads, 4);
   EXPECT_EQ(parsed(with("phi", {})).rope.dims, 4);
   EXPECT_EQ(parsed(with("stablelm", {})).rope.dims, 2);
+}
+
+// What a config leaves out has the default of its class, which differs from family to family.
+TEST(SmallFamilies, FieldsThatAreLeftOut) {
+  const auto without = [](const char* name, const char* key, const nlohmann::json& changes = {}) {
+    nlohmann::json json = with(name, changes);
+    json.erase(key);
+    return json;
+  };
+  const char* const kv = "num_key_value_heads";
+  EXPECT_EQ(parsed(without("llama", kv)).n_kv_heads, 4);
+  EXPECT_EQ(parsed(without("mixtral", kv, {{"num_attention_heads", 16}})).n_kv_heads, 8);
+  EXPECT_EQ(parsed(with("mixtral", {{"num_attention_heads", 16}, {kv, nullptr}})).n_kv_heads, 16);
+  EXPECT_EQ(parsed(without("mixtral", kv, {{"model_type", "mistral"}, {"num_attention_heads", 16}})).n_kv_heads, 8);
+  EXPECT_EQ(parsed(without("qwen3", kv, {{"num_attention_heads", 64}})).n_kv_heads, 32);
+  EXPECT_EQ(parsed(without("gemma", kv, {{"num_attention_heads", 16}})).n_kv_heads, 16);
+  EXPECT_EQ(parsed(without("gemma2", kv)).n_kv_heads, 4);
+  EXPECT_EQ(parsed(without("starcoder2", kv)).n_kv_heads, 2);
+  EXPECT_EQ(parsed(without("mixtral", "rope_theta")).rope.theta, 1e6);
+  EXPECT_EQ(parsed(without("gemma3", "rope_theta")).rope.theta, 1e6);
+  EXPECT_EQ(parsed(without("qwen3", "rope_theta")).rope.theta, 1e4);
+  // Without a window in a config that does not speak of one, Mistral has that of its first model; null means none.
+  EXPECT_EQ(parsed(without("mixtral", "sliding_window", {{"model_type", "mistral"}})).window, 4096);
+  EXPECT_EQ(parsed(with("mixtral", {{"model_type", "mistral"}})).window, 0);
+  EXPECT_EQ(parsed(without("mixtral", "sliding_window")).window, 0);
+}
+
+TEST(SmallFamilies, OtherNamesOfFields) {
+  EXPECT_EQ(parsed(with("bloom", {{"n_embed", 64}})).hidden, 64);
+  EXPECT_EQ(parsed(with("falcon, 7B style", {{"n_embed", 64}})).hidden, 64);
+  for (const char* name : {"gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh"})
+    EXPECT_EQ(parsed(with("gpt2", {{"activation_function", name}})).activation, Activation::gelu_tanh) << name;
+  for (const char* name : {"gelu", "gelu_python"})
+    EXPECT_EQ(parsed(with("gpt2", {{"activation_function", name}})).activation, Activation::gelu_erf) << name;
+  // Gemma's activation: hidden_act counts only where transformers 5 has written the config.
+  EXPECT_EQ(parsed(with("gemma", {{"hidden_act", "gelu"}})).activation, Activation::gelu_tanh);
+  EXPECT_EQ(parsed(with("gemma", {{"hidden_act", "gelu"}, {"hidden_activation", nullptr}})).activation, Activation::gelu_tanh);
+  EXPECT_EQ(parsed(with("gemma", {{"hidden_act", "gelu"}, {"hidden_activation", "relu"}})).activation, Activation::relu);
+  const nlohmann::json v5 = {{"rope_theta", 10000.0}, {"rope_type", "default"}};
+  EXPECT_EQ(parsed(with("gemma", {{"hidden_act", "gelu"}, {"rope_parameters", v5}})).activation, Activation::gelu_erf);
+  // Where both places have the length that Phi-3 was trained with, the one beside the scaling counts.
+  nlohmann::json phi3 = with("phi3, longrope", {});
+  phi3["rope_scaling"]["original_max_position_embeddings"] = 20;
+  EXPECT_EQ(parsed(phi3).rope.original_max_positions, 12);
 }
 
 TEST(SmallFamilies, ARoleHasOneRule) {

@@ -58,6 +58,7 @@ Spec read_config(const nlohmann::json& json) {
     }
     if (f == "qwen3") s.qk_norm = QkNorm::per_head_rms;
     if (f == "mixtral") {
+      s.theta = k.number("rope_theta", 1e6);
       s.experts = k.integer("num_local_experts");
       s.chosen = k.integer("num_experts_per_tok");
     }
