@@ -58,12 +58,13 @@ TileStorage round_weight(const Weight& w, const KernelTable& kernels, const Load
   return pack_tiles(kernels, tile_format(format.bits), source, budget);
 }
 
-void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget) {
+void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget,
+                    int threads) {
   if (format.bits == 0) return;
   for_each_weight(model.weights, [&](Role role, int64_t place, Weight& w) {
     if (!is_packable(model.config, role) || is_tiled(w.format) || w.grad) return;
     TileStorage tiles = with_context(model.path + ": weight " + weight_name(role, place),
-                                     [&] { return round_weight(w, kernels, format, 1, budget); });
+                                     [&] { return round_weight(w, kernels, format, threads, budget); });
     release_weight_pages(w);
     w = tiles.weight;
     model.store.adopt(std::move(tiles.buffer));

@@ -27,7 +27,8 @@ TileStorage round_weight(const Weight& weight, const KernelTable& kernels, const
                          MemoryBudget* budget);
 
 // Weights that are packed already, and trainable models, are left alone. One matrix at a time is unpacked in f32.
-void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget = nullptr);
+void quantize_model(Model& model, const KernelTable& kernels, const LoadFormat& format, MemoryBudget* budget = nullptr,
+                    int threads = 1);
 
 // Tells the system that the memory behind a weight is not needed any more: mapped pages would count as resident until
 // memory runs short, and what the model allocated is freed with it only. The contents are lost.

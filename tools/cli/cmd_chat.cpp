@@ -212,7 +212,7 @@ class Chat {
     options.budget = &session.budget();
     Model model = load_model(o.model, session.kernels(), options);
     for (const std::string& w : model.warnings) warn(w);
-    quantize_model(model, session.kernels(), parse_load_format(o.load_as), &session.budget());
+    quantize_model(model, session.kernels(), parse_load_format(o.load_as), &session.budget(), session.threads());
     return model;
   }
 

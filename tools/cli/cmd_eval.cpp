@@ -147,7 +147,7 @@ Loaded load(const EvalOptions& o, Session& session) {
   LoadOptions options;
   options.budget = &session.budget();
   Loaded l{load_model(o.model, session.kernels(), options), Tokenizer::load(tokenizer_path), tokenizer_path, -1, -1, nullptr};
-  quantize_model(l.model, session.kernels(), parse_load_format(o.load_as), &session.budget());
+  quantize_model(l.model, session.kernels(), parse_load_format(o.load_as), &session.budget(), session.threads());
   if (!o.adapter.empty()) l.adapter = std::make_unique<Adapter>(l.model, session.kernels(), o.adapter, &session.budget());
   if (l.adapter && !o.common.quiet)
     for (const std::string& w : l.adapter->warnings()) warn(w);

@@ -31,7 +31,7 @@ int run_generate(const Options& o) {
   load.budget = &session.budget();
   Model model = load_model(o.model, session.kernels(), load);
   for (const std::string& w : model.warnings) warn(w);
-  quantize_model(model, session.kernels(), parse_load_format(o.load_as), &session.budget());
+  quantize_model(model, session.kernels(), parse_load_format(o.load_as), &session.budget(), session.threads());
   const Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? default_tokenizer_path(o.model) : o.tokenizer);
   std::unique_ptr<Adapter> adapter;
   if (!o.adapter.empty()) adapter = std::make_unique<Adapter>(model, session.kernels(), o.adapter, &session.budget());

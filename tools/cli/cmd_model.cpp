@@ -328,8 +328,8 @@ int run_diff(const DiffOptions& o) {
   LoadOptions options;
   options.budget = &session.budget();
   Model a = load_model(o.a, session.kernels(), options), b = load_model(o.b, session.kernels(), options);
-  quantize_model(a, session.kernels(), parse_load_format(o.before_as), &session.budget());
-  quantize_model(b, session.kernels(), parse_load_format(o.after_as), &session.budget());
+  quantize_model(a, session.kernels(), parse_load_format(o.before_as), &session.budget(), session.threads());
+  quantize_model(b, session.kernels(), parse_load_format(o.after_as), &session.budget(), session.threads());
   const std::string after_precision = o.after_precision.empty() ? o.common.precision : o.after_precision;
   if (!o.common.quiet)
     for (const Model* m : {&a, &b})

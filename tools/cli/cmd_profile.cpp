@@ -91,7 +91,7 @@ Model open_model(const ProfileOptions& o, Session& session, bool full) {
     for (const std::string& w : model.warnings) warn(w);
   if (is_tiled(format.format))
     quantize_model(model, session.kernels(), {static_cast<int>(format_bits(format.format)), format.group, format.kind},
-                   &session.budget());
+                   &session.budget(), session.threads());
   return model;
 }
 

@@ -105,7 +105,7 @@ int run_tune(TuneOptions& o) {
   const LoadFormat format = parse_load_format(o.load_as);
   if (full && format.bits > 0)
     throw Error(ErrorCode::usage, "--load-as " + o.load_as + ": --method full needs plain weights", "train an adapter: --method lora");
-  quantize_model(model, session.kernels(), format, &session.budget());
+  quantize_model(model, session.kernels(), format, &session.budget(), session.threads());
   if (full) {
     if (!model.quantization.empty())
       throw Error(ErrorCode::unsupported,
