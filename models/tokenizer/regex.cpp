@@ -1,10 +1,14 @@
-// PCRE2 with UTF and UCP; both it and the Oniguruma of the tokenizers library (6.9.8) speak Unicode 14. The classes that
-// differ are spelled out: PCRE2's \s also holds U+180E, its \w lacks combining marks, \h is something else altogether.
+// PCRE2 with UTF and UCP, for expressions that were written for the Oniguruma of the tokenizers library. The classes that
+// differ are spelled out: PCRE2's \s also holds U+180E, its \w lacks combining marks, its [:alpha:] holds letters only and
+// its \p{Han} whatever is used with that script, \h is something else altogether.
 #include "models/tokenizer/regex.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <utility>
+
+#include "models/tokenizer/scripts.h"
 #include "models/tokenizer/unicode.h"
 #include "tensor/error.h"
 
@@ -12,6 +16,8 @@ namespace thimble {
 namespace {
 
 constexpr const char* kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+// Outside a class Oniguruma takes Latin-1 from another table, where superscript digits and fractions are word characters.
+constexpr const char* kLatinNumbers = "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 constexpr size_t kMaxPattern = 1 << 16;
 
 [[noreturn]] void unsupported(const std::string& where, const std::string& pattern, const std::string& what) {
@@ -19,9 +25,22 @@ constexpr size_t kMaxPattern = 1 << 16;
               "rewrite the expression without it");
 }
 
+// The inside of a class for [:name:].
+std::string posix_class(const std::string& name) {
+  static const std::pair<const char*, const char*> kClasses[] = {
+      {"alpha", "\\p{Alphabetic}"}, {"alnum", "\\p{Alphabetic}\\p{Nd}"}, {"blank", "\\p{Zs}\\t"},    {"digit", "\\p{Nd}"},
+      {"lower", "\\p{Lowercase}"},  {"punct", "\\p{P}\\p{S}"}, {"space", "\\p{White_Space}"}, {"upper", "\\p{Uppercase}"},
+      {"word", kWord},              {"xdigit", "0-9a-fA-F"}};
+  for (const auto& [known, members] : kClasses) {
+    if (name == known) return members;
+  }
+  return "[:" + name + ":]";
+}
+
 std::string translate(const std::string& pattern, const std::string& where) {
   std::string out;
   bool in_class = false;
+  size_t class_begin = 0;  // in out
   int nested = 0;  // classes inside the class; without ^ they are a union, so their brackets can go
   for (size_t i = 0; i < pattern.size(); ++i) {
     const char c = pattern[i];
@@ -34,10 +53,10 @@ std::string translate(const std::string& pattern, const std::string& where) {
         case 'd': out += "\\p{Nd}"; break;
         case 'D': out += "\\P{Nd}"; break;
         case 'h': out += in_class ? "0-9a-fA-F" : "[0-9a-fA-F]"; break;
-        case 'w': out += in_class ? std::string(kWord) : "[" + std::string(kWord) + "]"; break;
+        case 'w': out += in_class ? std::string(kWord) : std::string("[") + kWord + kLatinNumbers + "]"; break;
         case 'W':
           if (in_class) unsupported(where, pattern, "\\W inside a class");
-          out += "[^" + std::string(kWord) + "]";
+          out += std::string("[^") + kWord + kLatinNumbers + "]";
           break;
         case 'H': case 'C': case 'G': case 'K': case 'N': case 'Q': case 'E': case 'R': case 'X': case 'o': case 'g':
         case 'k': case 'c':
@@ -49,6 +68,16 @@ std::string translate(const std::string& pattern, const std::string& where) {
           }
           out += "\\x{" + digits + "}";
           i += 4;
+          break;
+        }
+        case 'p': case 'P': {
+          const size_t end = pattern.compare(i + 1, 1, "{") == 0 ? pattern.find('}', i) : std::string::npos;
+          const bool script = end != std::string::npos && is_script_name(pattern.substr(i + 2, end - i - 2));
+          out += std::string("\\") + e;
+          if (script) {
+            out += "{sc:";
+            ++i;
+          }
           break;
         }
         default:
@@ -70,15 +99,30 @@ std::string translate(const std::string& pattern, const std::string& where) {
           ++nested;
           continue;
         }
-        out += pattern.substr(i, end + 2 - i);
+        const std::string name = pattern.substr(i + 2, end - i - 2);
+        if (!name.empty() && name[0] == '^' && posix_class(name.substr(1))[0] != '[')
+          unsupported(where, pattern, "[:" + name + ":]");
+        out += posix_class(name);
         i = end + 1;
         continue;
       } else if (pattern.compare(i, 2, "&&") == 0) {
-        unsupported(where, pattern, "&& inside a class");
+        // [A&&[B]]: what comes is in B, and is taken as A.
+        size_t end = pattern.compare(i, 3, "&&[") == 0 ? i + 3 : std::string::npos;
+        while (end < pattern.size() && pattern[end] != ']' && pattern[end] != '[') end += pattern[end] == '\\' ? 2 : 1;
+        if (nested > 0 || out[class_begin + 1] == '^' || end >= pattern.size() || pattern.compare(end, 2, "]]") != 0) {
+          unsupported(where, pattern, "such an && inside a class");
+        }
+        out.insert(class_begin, "(?:(?=" + translate(pattern.substr(i + 2, end - i - 1), where) + ")");
+        out += "])";
+        i = end + 1;
+        in_class = false;
+        continue;
       }
       out += c;
     } else {
+      if (c == '[') class_begin = out.size();
       out += c;
+      if (c == '{' && pattern.compare(i + 1, 1, ",") == 0) out += '0';  // {,n} is {0,n}
       if (c == '[') {
         in_class = true;
         if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];

@@ -1,7 +1,9 @@
 // utf8proc knows no scripts, PCRE2 does: one pass per script over all assigned characters fills a table at first use.
 #include "models/tokenizer/scripts.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -68,6 +70,10 @@ class Scripts {
 };
 
 }  // namespace
+
+bool is_script_name(std::string_view name) {
+  return std::find(std::begin(kScripts), std::end(kScripts), name) != std::end(kScripts);
+}
 
 int split_script(char32_t c) {
   static const Scripts scripts;
