@@ -116,7 +116,7 @@ class StripAccents : public Normalizer {
     std::string out;
     for (size_t pos = 0; pos < text.size();) {
       const char32_t c = next_code_point(text, pos);
-      if (!is_nonspacing_mark(c)) append_utf8(out, c);
+      if (!is_mark(c)) append_utf8(out, c);
     }
     return out;
   }

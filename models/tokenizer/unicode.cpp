@@ -196,11 +196,16 @@ bool is_nonspacing_mark(char32_t c) {
   return c >= 0x300 && (c == 0x1734 || (category(c) == UTF8PROC_CATEGORY_MN && !later_category(c)));
 }
 
+bool is_mark(char32_t c) {
+  const utf8proc_category_t k = category(c);
+  return k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_MC || k == UTF8PROC_CATEGORY_ME;
+}
+
 bool is_other(char32_t c) {
   if (c < 0x80) return c < 0x20 || c == 0x7F;
   const utf8proc_category_t k = category(c);
   if (k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CF) return !later_category(c);
-  return c == 0xE000 || c == 0xF8FF || c == 0xF0000 || c == 0xFFFFD || c == 0x100000 || c == 0x10FFFD;
+  return k == UTF8PROC_CATEGORY_CO;
 }
 
 bool is_letter_or_mark(char32_t c) {

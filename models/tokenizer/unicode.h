@@ -39,11 +39,11 @@ size_t grapheme_end(std::string_view text, size_t pos);
 
 bool is_white_space(char32_t c);     // property White_Space
 bool is_number(char32_t c);          // category N
+bool is_mark(char32_t c);            // category M
 bool is_letter_or_mark(char32_t c);  // categories L and M
 bool is_word_character(char32_t c);  // alphabetic, mark, decimal digit, connector or joiner
 
-// The tokenizers library asks these of tables of Unicode 8: a later character has no category there, and of the private
-// use areas only the first and the last character do.
+// The tokenizers library asks these of tables of Unicode 8: a later character has no category there.
 bool is_punctuation(char32_t c);      // ASCII punctuation and symbols, category P
 bool is_nonspacing_mark(char32_t c);  // category Mn
 bool is_other(char32_t c);            // categories Cc, Cf, Co
