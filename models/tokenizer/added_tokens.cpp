@@ -91,7 +91,8 @@ std::vector<AddedTokenMatcher::Segment> AddedTokenMatcher::split(std::string_vie
     if (entry->token.rstrip) end += white_space_at_start(text.substr(end));
     if (from < begin) out.push_back({from, begin, -1});
     out.push_back({begin, end, entry->token.id});
-    from = pos = end;
+    from = end;
+    pos = match_end;  // as in the tokenizers library, swallowed white space may still begin another token
   }
   if (from < text.size()) out.push_back({from, text.size(), -1});
   return out;

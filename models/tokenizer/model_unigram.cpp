@@ -13,7 +13,7 @@ namespace thimble {
 UnigramModel::UnigramModel(Vocabulary vocabulary, std::vector<double> scores, UnigramOptions options)
     : vocabulary_(std::move(vocabulary)), scores_(std::move(scores)), options_(std::move(options)) {
   double lowest = std::numeric_limits<double>::infinity();
-  for (int32_t id = 0; id < vocabulary_.size(); ++id) {
+  for (int32_t id = vocabulary_.size() - 1; id >= 0; --id) {  // of equal pieces the last one counts
     if (!options_.excluded.empty() && options_.excluded[static_cast<size_t>(id)]) continue;
     lowest = std::min(lowest, scores_[static_cast<size_t>(id)]);
     trie_.add(vocabulary_.piece(id), id);
