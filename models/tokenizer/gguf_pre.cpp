@@ -27,6 +27,11 @@ const std::string kSpaces = R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
 const std::vector<Row>& rows() {
   static const std::string gpt2 = known("gpt-2"), llama3 = known("llama-3"), qwen2 = known("qwen2"),
                            gpt4o = known("gpt-4o"), tekken = known("tekken");
+  // gpt-4o's, but digits one by one
+  static const std::string one_digit = [] {
+    std::string regex = gpt4o;
+    return regex.replace(regex.find("{1,3}"), 5, "");
+  }();
   static const std::string bloom = " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{964}\\x{6D4}\\x{60C})]+";
   static const std::string east_asian = "[\\x{4E00}-\\x{9FA5}\\x{800}-\\x{4E00}\\x{AC00}-\\x{D7FF}]+";
   static const std::vector<Row> table = {
@@ -36,7 +41,7 @@ const std::vector<Row>& rows() {
       {"jina-v1-en jina-v2-code roberta-bpe", {gpt2}, false, false, true},
       {"llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", {llama3}, true, true},
       {"dbrx smaug-bpe chatglm-bpe glm4", {llama3}},
-      {"qwen2 stablelm2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open grok-2", {qwen2}},
+      {"qwen2 stablelm2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open grok-2 openpangu", {qwen2}},
       {"qwen35",
        {kContractions + "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*" +
         kSpaces}},
@@ -71,6 +76,20 @@ const std::vector<Row>& rows() {
         "?[\\p{P}\\p{S}]+[\\r\\n]*" +
             kSpaces}},
       {"gpt-4o llama4 kanana2 talkie minimax-m2", {gpt4o}},
+      {"tiny_aya cohere2moe", {"\\d{1,3}(?=(?:\\d{3})*\\b)", gpt4o}},
+      {"youtu",
+       {"[\\x{AC00}-\\x{D7A3}\\x{3131}-\\x{318E}]+|[\\x{FF01}\\x{2026}\\x{201C}\\x{201D}\\x{2018}\\x{2019}\\x{2014}\\x{FF1A}"
+        "\\x{FF1B}\\x{FF0C}\\x{3001}-\\x{303F}\\x{FE30}-\\x{FE4F}]+|[\\x{3105}-\\x{312F}]+|"
+        "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+",
+        one_digit},
+       true},
+      {"jais-2",
+       {kContractions + "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"
+        "\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)|\\s{64}(?!\\S)|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|"
+        "\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s{1}"}},
+      {"exaone-moe",
+       {kContractions + "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*(?: \\p{L}\\p{M}*)*)+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|"
+        "\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"}},
       {"tekken", {tekken}, true, true},
       {"bloom gpt3-finnish poro-chat", {bloom}},
       {"viking", {bloom, "\\p{N}"}},
