@@ -58,7 +58,7 @@ void read_pooling(const std::string& dir, EmbedRecipe* recipe) {
       throw Error(ErrorCode::unsupported, fmt::format("{}: field {}: this pooling is not supported", file, quote_for_message(key)),
                   "supported: cls_token, max_tokens, mean_tokens, mean_sqrt_len_tokens, weightedmean_tokens, lasttoken");
   for (const auto& f : flags)
-    if (config.get_bool(f.key, false)) recipe->pooling.push_back(f.pooling);
+    if (config.get_bool(f.key, f.pooling == Pooling::mean)) recipe->pooling.push_back(f.pooling);
   if (recipe->pooling.empty()) config.fail("pooling_mode_mean_tokens", "at least one pooling mode that is true");
 }
 
@@ -103,8 +103,16 @@ void read_length(const std::string& dir, EmbedRecipe* recipe) {
     const JsonObject config(json, file);
     recipe->max_tokens = config.get_int("max_seq_length", 0, 1, int64_t{1} << 40);
     recipe->lower_case = config.get_bool("do_lower_case", false);
-    return;
+    break;
   }
+  // Without a length there, what the tokenizer states; files without a limit state an absurd number.
+  const std::string file = join_path(dir, "tokenizer_config.json");
+  if (recipe->max_tokens > 0 || !file_exists(file)) return;
+  const nlohmann::json json = parse_json_file(file);
+  const JsonObject config(json, file);
+  const nlohmann::json* length = config.find("model_max_length");
+  if (length != nullptr && length->is_number() && length->get<double>() >= 1 && length->get<double>() < 1 << 30)
+    recipe->max_tokens = static_cast<int64_t>(length->get<double>());
 }
 
 void read_prompts(const std::string& dir, EmbedRecipe* recipe) {
@@ -125,7 +133,7 @@ void read_modules(const std::string& dir, EmbedRecipe* recipe) {
   const nlohmann::json json = parse_json_file(file);
   const auto refuse = [&](const std::string& what) {
     throw Error(ErrorCode::unsupported, file + ": " + what,
-                "supported: Transformer with Pooling, or StaticEmbedding; then Dense and Normalize");
+                "supported: Transformer with Pooling, or StaticEmbedding; then Dense, Dropout and Normalize");
   };
   if (!json.is_array() || json.empty()) throw Error(ErrorCode::input, file + ": expected a non-empty list of modules", "the file is damaged");
   bool pooled = false;
@@ -136,6 +144,7 @@ void read_modules(const std::string& dir, EmbedRecipe* recipe) {
     if ((type == "Transformer" || type == "StaticEmbedding") != (i == 0)) refuse(fmt::format("module {} is a {}", i, quote_for_message(type)));
     if (type == "Transformer") {
       recipe->model_path = folder;
+      recipe->strip = true;
       read_length(folder, recipe);
     } else if (type == "StaticEmbedding") {
       recipe->is_static = true;
@@ -143,6 +152,8 @@ void read_modules(const std::string& dir, EmbedRecipe* recipe) {
     } else if (type == "Pooling" && i == 1 && !recipe->is_static) {
       read_pooling(folder, recipe);
       pooled = true;
+    } else if (type == "Dropout") {
+      continue;  // of use in training only
     } else if (type == "Normalize") {
       recipe->steps.push_back({true, {}});
     } else if (type == "Dense") {
@@ -230,7 +241,6 @@ EmbedRecipe read_embed_recipe(const std::string& path) {
   const std::string config_file = join_path(path, "config.json");
   if (file_exists(join_path(path, "modules.json"))) {
     recipe.source = "sentence-transformers";
-    recipe.strip = true;
     read_modules(path, &recipe);
     read_prompts(path, &recipe);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <numeric>
+#include <string_view>
 
 #include "models/io/json.h"
 #include "models/pooling.h"
@@ -17,10 +18,11 @@ namespace thimble {
 namespace {
 
 constexpr int64_t kDefaultContext = 2048;    // where nothing says how long a text may be
-constexpr int64_t kModel2vecTokens = 512;    // model2vec's own default
+constexpr int64_t kModel2vecTokens = 512;    // model2vec's own default, also where a file states more
 constexpr size_t kPiece = 4096;              // texts that are tokenized, sorted and embedded together
 
-// The id that stands for unknown words, or -1. Only tokenizer.json says it.
+// The id that model2vec leaves out, or -1: the piece that tokenizer.json calls unknown. A Unigram model names none but an id,
+// and keeps it.
 int32_t unknown_token(const std::string& path, const Tokenizer& tokenizer) {
   const std::string file = is_directory(path) ? join_path(path, "tokenizer.json") : path;
   if (file.size() < 5 || file.compare(file.size() - 5, 5, ".json") != 0 || !file_exists(file)) return -1;
@@ -28,9 +30,29 @@ int32_t unknown_token(const std::string& path, const Tokenizer& tokenizer) {
   const JsonObject root(json, file);
   const std::optional<JsonObject> model = root.object("model");
   if (!model) return -1;
-  if (model->has("unk_id")) return static_cast<int32_t>(model->require_int("unk_id", 0, tokenizer.vocab_size() - 1));
   const std::string piece = model->get_string("unk_token", "");
   return piece.empty() ? -1 : tokenizer.find_token(piece);
+}
+
+// In characters, of all pieces of the vocabulary; of an even number the mean of the middle two, rounded down.
+int64_t median_piece_length(const Tokenizer& tokenizer) {
+  std::vector<int64_t> lengths;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    const std::string& piece = tokenizer.token(id);
+    if (piece.empty()) continue;
+    lengths.push_back(std::count_if(piece.begin(), piece.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+  }
+  if (lengths.empty()) return 1;
+  std::sort(lengths.begin(), lengths.end());
+  return (lengths[(lengths.size() - 1) / 2] + lengths[lengths.size() / 2]) / 2;
+}
+
+// The first `count` characters.
+std::string_view first_characters(std::string_view text, int64_t count) {
+  if (static_cast<int64_t>(text.size()) <= count) return text;
+  size_t end = 0;
+  for (int64_t i = 0; i < count && end < text.size(); ++i) next_code_point(text, end);
+  return text.substr(0, end);
 }
 
 std::string stripped(const std::string& text) {
@@ -53,6 +75,7 @@ struct Embedder::State {
   int64_t max_tokens = 0, batch_rows = 2048, width = 0, dimensions = 0;
   std::unique_ptr<StaticEmbedding> table;
   int32_t unknown = -1;  // a token that is left out of static means
+  int64_t max_characters = 0;  // what model2vec reads of a text before it counts tokens; 0: all
   std::unique_ptr<Model> owned_model;
   std::unique_ptr<Transformer> owned_transformer;
   Transformer* transformer = nullptr;
@@ -76,13 +99,14 @@ struct Embedder::State {
 
   TokenText tokenize(const std::string& text, const std::string& prompt) const {
     std::string whole = prompt + text;
-    if (recipe.strip || recipe.lower_case) {
+    if (recipe.strip || recipe.lower_case || max_characters > 0) {
       const size_t bad = find_invalid_utf8(whole);
       if (bad != std::string::npos)
         throw Error(ErrorCode::input, fmt::format("a text is not UTF-8: byte {}", bad), "convert it to UTF-8");
     }
     if (recipe.strip) whole = stripped(whole);
     if (recipe.lower_case) whole = lowercase_utf8(whole);
+    if (max_characters > 0) whole.resize(first_characters(whole, max_characters).size());
     TokenText result;
     EncodeOptions plain;
     plain.add_special = false;
@@ -106,7 +130,8 @@ struct Embedder::State {
       }
     }
     if (!recipe.include_prompt && !prompt.empty()) {
-      const std::vector<int32_t> alone = tokenizer.encode(recipe.lower_case ? lowercase_utf8(prompt) : prompt);
+      const std::string stem = recipe.strip ? stripped(prompt) : prompt;
+      const std::vector<int32_t> alone = tokenizer.encode(recipe.lower_case ? lowercase_utf8(stem) : stem);
       result.prompt = static_cast<int64_t>(alone.size());
       if (!alone.empty() && tokenizer.is_special(alone.back())) --result.prompt;
     }
@@ -247,10 +272,10 @@ Embedder Embedder::open(const std::string& path, Context& ctx, const EmbedderOpt
     auto state = std::make_unique<State>(ctx, Tokenizer::load(tokenizer_path), std::move(recipe));
     state->table = std::make_unique<StaticEmbedding>(state->recipe.model_path);
     if (state->table->drops_unknown()) state->unknown = unknown_token(tokenizer_path, state->tokenizer);
-    state->max_tokens = options.max_tokens > 0            ? options.max_tokens
-                        : state->recipe.max_tokens > 0    ? state->recipe.max_tokens
-                        : state->table->drops_unknown() ? kModel2vecTokens
-                                                          : 0;
+    state->max_tokens = options.max_tokens > 0 ? options.max_tokens : state->recipe.max_tokens;
+    if (options.max_tokens == 0 && state->table->drops_unknown() && (state->max_tokens == 0 || state->max_tokens > kModel2vecTokens))
+      state->max_tokens = kModel2vecTokens;
+    if (state->table->drops_unknown()) state->max_characters = state->max_tokens * median_piece_length(state->tokenizer);
     state->finish();
     return Embedder(std::move(state));
   }

@@ -243,6 +243,23 @@ TEST_F(RecipeTest, SentenceTransformers) {
   EXPECT_EQ(read_embed_recipe(dir.path()).model_path, dir / "0_BERT");
 }
 
+// What files of older versions leave out.
+TEST_F(RecipeTest, Defaults) {
+  modules({{"Transformer", ""}, {"Pooling", "1_Pooling"}, {"Dropout", "2_Dropout"}, {"Normalize", "3_Normalize"}});
+  put("1_Pooling/config.json", {{"word_embedding_dimension", 4}});
+  put("tokenizer_config.json", {{"model_max_length", 256}});
+  EmbedRecipe r = read_embed_recipe(dir.path());
+  EXPECT_EQ(describe(r), "mean, normalize");
+  EXPECT_EQ(r.max_tokens, 256);
+  put("1_Pooling/config.json", {{"pooling_mode_cls_token", true}});
+  put("tokenizer_config.json", {{"model_max_length", 1e30}});
+  r = read_embed_recipe(dir.path());
+  EXPECT_EQ(describe(r), "cls+mean, normalize");
+  EXPECT_EQ(r.max_tokens, 0);
+  put("sentence_bert_config.json", {{"max_seq_length", 7}});
+  EXPECT_EQ(read_embed_recipe(dir.path()).max_tokens, 7);
+}
+
 TEST_F(RecipeTest, WhatIsRefused) {
   const auto pooling = [&](const nlohmann::json& json) { put("1_Pooling/config.json", json); };
   modules({{"Transformer", ""}, {"Pooling", "1_Pooling"}});
@@ -281,6 +298,8 @@ TEST_F(RecipeTest, StaticDirectories) {
   modules({{"StaticEmbedding", "."}, {"Normalize", "1_Normalize"}});
   r = read_embed_recipe(dir.path());
   EXPECT_EQ(r.steps.size(), 1u);  // said twice, done once
+  std::filesystem::remove(dir / "config.json");
+  EXPECT_FALSE(read_embed_recipe(dir.path()).strip) << "only transformers' texts are stripped";
   EXPECT_EQ(read_embed_recipe(dir / "nothing").source, "default");
 }
 
@@ -386,6 +405,29 @@ TEST_F(StaticTest, FromTextToVector) {
   TokenText beyond;
   beyond.ids = {static_cast<int32_t>(n)};
   expect_error(ErrorCode::input, "out of range", [&] { embedder.embed_ids({beyond}); });
+}
+
+// model2vec reads as many characters as its longest text would have with tokens of the median length, then counts tokens;
+// an unknown piece is left out when the model names it, which Unigram does not.
+TEST_F(StaticTest, Model2vecReadsSoMuch) {
+  const std::vector<float> rows = {100, 1, 10, 1000};
+  write_safetensors(dir / "model.safetensors", {{"embeddings", SafetensorsDtype::f32, {4, 1}, rows.data()}});
+  put("config.json", {{"model_type", "model2vec"}, {"normalize", false}, {"seq_length", 1000000}});
+  put("tokenizer.json", {{"version", "1.0"},
+                         {"pre_tokenizer", {{"type", "WhitespaceSplit"}}},
+                         {"model", {{"type", "WordLevel"}, {"unk_token", "u"}, {"vocab", {{"u", 0}, {"aaaa", 1}, {"bb", 2}, {"ccccc", 3}}}}}});
+  Engine engine(best_tier(), 2);
+  EmbedderOptions two;
+  two.max_tokens = 2;  // pieces of 1, 2, 4 and 5 characters: six characters are read
+  EXPECT_EQ(Embedder::open(dir.path(), *engine.ctx, two).embed({"aaaa ccccc", "bb bb bb", "? bb bb"}),
+            (Embedder::Vectors{{1}, {10}, {10}}));
+  const Embedder whole = Embedder::open(dir.path(), *engine.ctx);
+  EXPECT_EQ(whole.max_tokens(), 512);
+  EXPECT_EQ(whole.embed({"aaaa ? ccccc"})[0], (std::vector<float>{500.5f}));
+  put("tokenizer.json", {{"version", "1.0"},
+                         {"pre_tokenizer", {{"type", "WhitespaceSplit"}}},
+                         {"model", {{"type", "Unigram"}, {"unk_id", 0}, {"vocab", {{"u", 0}, {"a", -1}, {"b", -1}, {"c", -1}}}}}});
+  EXPECT_EQ(Embedder::open(dir.path(), *engine.ctx).embed({"a ?"})[0], (std::vector<float>{50.5f}));
 }
 
 // A published embedder (vector-quantized table, mapped and weighted tokens, Unigram pieces): what the engine computes against
