@@ -53,10 +53,25 @@ TEST(PreTokenizer, RegexClassesFollowOniguruma) {
   expect_cut(word, "e\xCC\x81!x", {"e\xCC\x81", "!", "x"});
   const Json not_space = {{"type", "Split"}, {"pattern", {{"Regex", "[^\\s\\w]+"}}}, {"behavior", "Removed"}};
   expect_cut(not_space, "a+b c", {"a", "b c"});
+  const auto runs = [](const char* regex) {
+    return Json{{"type", "Split"}, {"pattern", {{"Regex", regex}}}, {"behavior", "Removed"}, {"invert", true}};
+  };
+  // Superscripts and fractions of Latin-1 are word characters outside of a class, others are not.
+  expect_cut(runs("[\\w]+"), "m\xC2\xB2", {"m"});
+  expect_cut(runs("b{,2}c"), "abbbca", {"bbc"});
+  expect_cut(runs("\\w+"), "m\xC2\xB2 \xC2\xBD \xE2\x81\xB4", {"m\xC2\xB2", "\xC2\xBD"});
+  expect_cut(runs("[[:alnum:]]+"), "a\xE2\x85\xA7" "1+", {"a\xE2\x85\xA7" "1"});  // a Roman number is alphabetic
+  expect_cut(runs("[[:punct:]]+"), "a+\xE2\x82\xAC!b", {"+\xE2\x82\xAC!"});          // symbols are punctuation
+  // A script holds its own characters only: an ideographic comma belongs to no script.
+  expect_cut(runs("\\p{Han}+"), "\xE4\xB8\xAD\xE3\x80\x81\xE5\x9B\xBD" "a", {"\xE4\xB8\xAD", "\xE5\x9B\xBD"});
+  expect_cut(runs("[^\\P{Han}]+|\\P{Han}+"), "\xE4\xB8\xAD\xE3\x80\x81", {"\xE4\xB8\xAD", "\xE3\x80\x81"});
+  // Intersection, under a quantifier.
+  expect_cut(runs("[\\p{L}\\p{N}&&[^\\p{Han}]]+"), "ab1\xE4\xB8\xAD" "c", {"ab1", "c"});
+  expect_cut(runs("[a-z&&[aeiou]]{2}x?"), "aeixbaix", {"ae", "aix"});
 }
 
 TEST(PreTokenizer, UnsupportedRegexIsNamed) {
-  for (const char* pattern : {"[a&&[b]]", "(?m).", "\\h\\K", "(unclosed", "\\p{NoSuch}"}) {
+  for (const char* pattern : {"[a&&b]", "[^a&&[b]]", "[a&&[b[c]]]", "[[:^punct:]]", "(?m).", "\\h\\K", "(unclosed", "\\p{NoSuch}"}) {
     const Json json = {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}};
     const std::string message = error_of([&] { words_tokenizer(json, {"a"}); }, ErrorCode::unsupported);
     EXPECT_NE(message.find("pre_tokenizer.pattern.Regex"), std::string::npos) << message;
@@ -179,6 +194,9 @@ TEST(Normalizer, EachType) {
   expect_normal({{"type", "Strip"}, {"strip_left", false}, {"strip_right", true}}, " a ", " a");
   expect_normal({{"type", "Strip"}, {"strip_left", true}, {"strip_right", true}}, "  ", "");
   expect_normal({{"type", "StripAccents"}}, "e\xCC\x81o", "eo");
+  // Spacing and enclosing marks are accents here, too (not in BertNormalizer), and newer ones.
+  expect_normal({{"type", "StripAccents"}}, "\xE0\xA4\x95\xE0\xA4\xBE" "a\xE2\x83\x9D\xF0\x9E\xA5\x84", "\xE0\xA4\x95" "a");
+  expect_normal({{"type", "BertNormalizer"}, {"strip_accents", true}}, "\xE0\xA4\x95\xE0\xA4\xBE", "\xE0\xA4\x95\xE0\xA4\xBE");
   expect_normal({{"type", "ByteLevel"}}, " \xC3\xA9", "\xC4\xA0\xC3\x83\xC2\xA9");
   expect_normal({{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}, {{"type", "Prepend"}, {"prepend", "<"}}}}},
                 "A", "<a");
@@ -196,7 +214,9 @@ TEST(Normalizer, Bert) {
   expect_normal(bert(false, true, false, false), "a\xE6\x97\xA5\t", "a \xE6\x97\xA5 \t");
   expect_normal(bert(true, false, false, false), "a\xE6\x97\xA5\xEF\xBF\xBD" "b", "a\xE6\x97\xA5" "b");
   // Unicode 9 and later are unknown to the tables of the tokenizers library: U+1E944 is a mark since 9, U+0300 always was.
-  expect_normal({{"type", "StripAccents"}}, "a\xCC\x80\xF0\x9E\xA5\x84", "a\xF0\x9E\xA5\x84");
+  expect_normal(bert(false, false, true, false), "a\xCC\x80\xF0\x9E\xA5\x84", "a\xF0\x9E\xA5\x84");
+  // All of the private use areas count as controls.
+  expect_normal(bert(true, false, false, false), "a\xEE\x84\xA3" "b\xEE\x80\x80" "c\xF3\xB0\x80\x81", "abc");
 }
 
 TEST(Normalizer, Nmt) {
@@ -322,6 +342,13 @@ TEST(AddedTokens, FlagsDecideWhatMatches) {
   EXPECT_EQ(t.token(7), "") << "a hole";
   EXPECT_EQ(t.decode({1, 10, 2}, {true}), "a b");
   EXPECT_EQ(t.decode({1, 10, 2}), "a <s> b");
+}
+
+TEST(AddedTokens, SwallowedSpaceBeginsTokens) {
+  Json json = bpe_json({"?", "a", "b", " ", "x"});
+  json["model"]["unk_token"] = "?";
+  json["added_tokens"] = {{{"id", 5}, {"content", "  "}, {"special", false}, {"normalized", false}, {"rstrip", true}}};
+  EXPECT_EQ(load_json(json).encode("a     b"), (Ids{1, 5, 5, 2})) << "the first swallows five, the second is found inside";
 }
 
 TEST(Config, BosAndEosComeFromTheConfigBeside) {

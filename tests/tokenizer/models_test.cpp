@@ -95,6 +95,11 @@ TEST(Unigram, FirstFoundOfEqualSumsStays) {
             (Ids{1, 2}));
 }
 
+TEST(Unigram, OfEqualPiecesTheLastCounts) {
+  EXPECT_EQ(load_json(unigram_json({{"<unk>", 0}, {"ab", -1}, {"a", -2}, {"b", -2}, {"ab", -5}})).encode("ab"), (Ids{2, 3}));
+  EXPECT_EQ(load_json(unigram_json({{"<unk>", 0}, {"ab", -9}, {"a", -2}, {"b", -2}, {"ab", -1}})).encode("ab"), Ids{4});
+}
+
 TEST(Unigram, UnknownCharactersCostTenMoreThanTheWorstPiece) {
   // "a" has no piece of its own and costs -15 - 10; abb as a|bb would be -25 - 1, as abb -15.
   const Tokenizer t = load_json(unigram_json({{"<unk>", 0}, {"bb", -1}, {"abb", -15}}));

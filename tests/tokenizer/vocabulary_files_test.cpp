@@ -202,7 +202,7 @@ TEST(GgufVocabulary, BytePairsWithNamedPreTokenizers) {
        {"",       "default",   "gpt-2",  "llama-bpe", "qwen2",     "deepseek-llm", "deepseek-coder", "deepseek-v3",
         "falcon", "starcoder", "refact", "command-r", "stablelm2", "olmo",         "dbrx",           "smollm",
         "mpt",    "bloom",     "viking", "tekken",    "gpt-4o",    "chameleon",    "bailingmoe",     "seed-coder",
-        "qwen35", "minicpm5",  "exaone"}) {
+        "qwen35", "minicpm5",  "exaone",  "youtu",     "jais-2",    "exaone-moe",   "tiny_aya",       "openpangu"}) {
     const Tokenizer t = load(bpe_gguf(pre));
     const std::string text = "Don't\tabc 12345 \xC3\xA9\xE6\x97\xA5\xE3\x81\xA9, x_y\r\n\n  end.  ";
     EXPECT_EQ(t.decode(t.encode(text, {false, false})), text) << pre;
