@@ -69,7 +69,8 @@ const AddedTokenMatcher::Entry* AddedTokenMatcher::longest_at(std::string_view t
 
 std::vector<AddedTokenMatcher::Segment> AddedTokenMatcher::split(std::string_view text, bool parse_special) const {
   std::vector<Segment> out;
-  size_t from = 0;  // behind the last token
+  size_t from = 0;       // behind the last token
+  size_t swallowed = 0;  // the end of the white space that was swallowed last
   const std::array<bool, 256>& begins = parse_special ? begins_ : begins_plain_;
   for (size_t pos = 0; pos < text.size() && !entries_.empty();) {
     if (!begins[static_cast<unsigned char>(text[pos])]) {
@@ -87,10 +88,10 @@ std::vector<AddedTokenMatcher::Segment> AddedTokenMatcher::split(std::string_vie
       continue;
     }
     size_t begin = pos, end = match_end;
-    if (entry->token.lstrip) begin = std::max(white_space_at_end(text.substr(0, begin)), from);
-    if (entry->token.rstrip) end += white_space_at_start(text.substr(end));
+    if (entry->token.lstrip) begin = from < begin ? from + white_space_at_end(text.substr(from, begin - from)) : from;
+    if (entry->token.rstrip) end = swallowed = end <= swallowed ? swallowed : end + white_space_at_start(text.substr(end));
     if (from < begin) out.push_back({from, begin, -1});
-    out.push_back({begin, end, entry->token.id});
+    if (begin < end) out.push_back({begin, end, entry->token.id});
     from = end;
     pos = match_end;  // as in the tokenizers library, swallowed white space may still begin another token
   }

@@ -58,7 +58,11 @@ std::string translate(const std::string& pattern, const std::string& where) {
           if (in_class) unsupported(where, pattern, "\\W inside a class");
           out += std::string("[^") + kWord + kLatinNumbers + "]";
           break;
-        case 'H': case 'C': case 'G': case 'K': case 'N': case 'Q': case 'E': case 'R': case 'X': case 'o': case 'g':
+        case 'R':
+          if (in_class) unsupported(where, pattern, "\\R inside a class");
+          out += "(?>\\r\\n|[\\x{A}-\\x{D}\\x{85}\\x{2028}\\x{2029}])";
+          break;
+        case 'H': case 'C': case 'G': case 'K': case 'N': case 'Q': case 'E': case 'X': case 'o': case 'g':
         case 'k': case 'c':
           unsupported(where, pattern, std::string("\\") + e);
         case 'u': {
@@ -128,11 +132,17 @@ std::string translate(const std::string& pattern, const std::string& where) {
         if (i + 1 < pattern.size() && pattern[i + 1] == '^') out += pattern[++i];
         if (i + 1 < pattern.size() && pattern[i + 1] == ']') out += "\\]", ++i;
       } else if (pattern.compare(i, 2, "(?") == 0) {
-        for (size_t j = i + 2; j < pattern.size(); ++j) {
-          if (pattern[j] == 'm' || pattern[j] == 'x' || pattern[j] == 's') {
-            unsupported(where, pattern, std::string("option ") + pattern[j]);
+        size_t end = i + 2;
+        std::string options;
+        for (; end < pattern.size() && std::string_view("imsx-").find(pattern[end]) != std::string_view::npos; ++end) {
+          if (pattern[end] == 'x' || pattern[end] == 's') {
+            unsupported(where, pattern, std::string("option ") + pattern[end]);
           }
-          if (pattern[j] != 'i' && pattern[j] != '-') break;
+          options += pattern[end] == 'm' ? 's' : pattern[end];  // the point meets line ends
+        }
+        if (!options.empty()) {
+          out += "?" + options;
+          i = end - 1;
         }
       } else if (pattern.compare(i, 2, "(*") == 0) {
         unsupported(where, pattern, "(*");

@@ -15,7 +15,7 @@ using ByteRange = std::pair<size_t, size_t>;  // [begin, end)
 class Regex {
  public:
   // `where` names file and field in errors. Throws unsupported for a construct that the two engines read differently
-  // (some nested classes, (?m)) or that PCRE2 refuses.
+  // (some nested classes, (?x)) or that PCRE2 refuses.
   Regex(const std::string& pattern, const std::string& where);
   // Matches the text itself.
   static Regex literal(std::string_view text, const std::string& where);

@@ -59,6 +59,9 @@ TEST(PreTokenizer, RegexClassesFollowOniguruma) {
   // Superscripts and fractions of Latin-1 are word characters outside of a class, others are not.
   expect_cut(runs("[\\w]+"), "m\xC2\xB2", {"m"});
   expect_cut(runs("b{,2}c"), "abbbca", {"bbc"});
+  expect_cut(runs("(?m:a.)|b."), "a\nb\nbc", {"a\n", "bc"});  // m lets the point meet line ends
+  expect_cut(runs("(?mi-m:A.)+|x"), "aBac\na\nx", {"aBac", "x"});
+  expect_cut(runs("\\R"), "a\r\nb\xE2\x80\xA8\n", {"\r\n", "\xE2\x80\xA8", "\n"});
   expect_cut(runs("\\w+"), "m\xC2\xB2 \xC2\xBD \xE2\x81\xB4", {"m\xC2\xB2", "\xC2\xBD"});
   expect_cut(runs("[[:alnum:]]+"), "a\xE2\x85\xA7" "1+", {"a\xE2\x85\xA7" "1"});  // a Roman number is alphabetic
   expect_cut(runs("[[:punct:]]+"), "a+\xE2\x82\xAC!b", {"+\xE2\x82\xAC!"});          // symbols are punctuation
@@ -71,7 +74,7 @@ TEST(PreTokenizer, RegexClassesFollowOniguruma) {
 }
 
 TEST(PreTokenizer, UnsupportedRegexIsNamed) {
-  for (const char* pattern : {"[a&&b]", "[^a&&[b]]", "[a&&[b[c]]]", "[[:^punct:]]", "(?m).", "\\h\\K", "(unclosed", "\\p{NoSuch}"}) {
+  for (const char* pattern : {"[a&&b]", "[^a&&[b]]", "[a&&[b[c]]]", "[[:^punct:]]", "[\\R]", "(?x) .", "\\h\\K", "(unclosed", "\\p{NoSuch}"}) {
     const Json json = {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}};
     const std::string message = error_of([&] { words_tokenizer(json, {"a"}); }, ErrorCode::unsupported);
     EXPECT_NE(message.find("pre_tokenizer.pattern.Regex"), std::string::npos) << message;
@@ -349,6 +352,8 @@ TEST(AddedTokens, SwallowedSpaceBeginsTokens) {
   json["model"]["unk_token"] = "?";
   json["added_tokens"] = {{{"id", 5}, {"content", "  "}, {"special", false}, {"normalized", false}, {"rstrip", true}}};
   EXPECT_EQ(load_json(json).encode("a     b"), (Ids{1, 5, 5, 2})) << "the first swallows five, the second is found inside";
+  json["added_tokens"][0]["lstrip"] = true;
+  EXPECT_EQ(load_json(json).encode("a     b"), (Ids{1, 5, 2})) << "nothing is left of the second";
 }
 
 TEST(Config, BosAndEosComeFromTheConfigBeside) {
