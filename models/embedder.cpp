@@ -21,17 +21,28 @@ constexpr int64_t kDefaultContext = 2048;    // where nothing says how long a te
 constexpr int64_t kModel2vecTokens = 512;    // model2vec's own default, also where a file states more
 constexpr size_t kPiece = 4096;              // texts that are tokenized, sorted and embedded together
 
-// The id that model2vec leaves out, or -1: the piece that tokenizer.json calls unknown. A Unigram model names none but an id,
-// and keeps it.
-int32_t unknown_token(const std::string& path, const Tokenizer& tokenizer) {
+// What only tokenizer.json says of how a static table's tokenizer is run.
+struct StaticRules {
+  int32_t unknown = -1;  // the piece that it calls unknown; a Unigram model names none but an id
+  int64_t tokens = 0;    // its own truncation; 0: none
+  bool keep_end = false;
+};
+
+StaticRules read_static_rules(const std::string& path, const Tokenizer& tokenizer) {
+  StaticRules rules;
   const std::string file = is_directory(path) ? join_path(path, "tokenizer.json") : path;
-  if (file.size() < 5 || file.compare(file.size() - 5, 5, ".json") != 0 || !file_exists(file)) return -1;
+  if (file.size() < 5 || file.compare(file.size() - 5, 5, ".json") != 0 || !file_exists(file)) return rules;
   const nlohmann::json json = parse_json_file(file);
   const JsonObject root(json, file);
-  const std::optional<JsonObject> model = root.object("model");
-  if (!model) return -1;
-  const std::string piece = model->get_string("unk_token", "");
-  return piece.empty() ? -1 : tokenizer.find_token(piece);
+  if (const std::optional<JsonObject> model = root.object("model")) {
+    const std::string piece = model->get_string("unk_token", "");
+    if (!piece.empty()) rules.unknown = tokenizer.find_token(piece);
+  }
+  if (const std::optional<JsonObject> truncation = root.object("truncation")) {
+    rules.tokens = truncation->get_int("max_length", 0, 0, int64_t{1} << 40);
+    rules.keep_end = truncation->get_string("direction", "Right") == "Left";
+  }
+  return rules;
 }
 
 // In characters, of all pieces of the vocabulary; of an even number the mean of the middle two, rounded down.
@@ -74,7 +85,7 @@ struct Embedder::State {
   EmbedRecipe recipe;
   int64_t max_tokens = 0, batch_rows = 2048, width = 0, dimensions = 0;
   std::unique_ptr<StaticEmbedding> table;
-  int32_t unknown = -1;  // a token that is left out of static means
+  StaticRules rules;  // rules.unknown is left out of means
   int64_t max_characters = 0;  // what model2vec reads of a text before it counts tokens; 0: all
   std::unique_ptr<Model> owned_model;
   std::unique_ptr<Transformer> owned_transformer;
@@ -112,7 +123,10 @@ struct Embedder::State {
     plain.add_special = false;
     if (table) {
       result.ids = tokenizer.encode(whole, plain);
-      if (unknown >= 0) result.ids.erase(std::remove(result.ids.begin(), result.ids.end(), unknown), result.ids.end());
+      std::vector<int32_t>& ids = result.ids;
+      const int64_t surplus = rules.tokens > 0 ? static_cast<int64_t>(ids.size()) - rules.tokens : 0;
+      if (surplus > 0) ids.erase(rules.keep_end ? ids.begin() : ids.end() - surplus, rules.keep_end ? ids.begin() + surplus : ids.end());
+      if (rules.unknown >= 0) ids.erase(std::remove(ids.begin(), ids.end(), rules.unknown), ids.end());
       if (max_tokens > 0 && static_cast<int64_t>(result.ids.size()) > max_tokens) result.ids.resize(static_cast<size_t>(max_tokens));
       return result;
     }
@@ -271,7 +285,8 @@ Embedder Embedder::open(const std::string& path, Context& ctx, const EmbedderOpt
   if (recipe.is_static) {
     auto state = std::make_unique<State>(ctx, Tokenizer::load(tokenizer_path), std::move(recipe));
     state->table = std::make_unique<StaticEmbedding>(state->recipe.model_path);
-    if (state->table->drops_unknown()) state->unknown = unknown_token(tokenizer_path, state->tokenizer);
+    state->rules = read_static_rules(tokenizer_path, state->tokenizer);
+    if (!state->table->drops_unknown()) state->rules.unknown = -1;
     state->max_tokens = options.max_tokens > 0 ? options.max_tokens : state->recipe.max_tokens;
     if (options.max_tokens == 0 && state->table->drops_unknown() && (state->max_tokens == 0 || state->max_tokens > kModel2vecTokens))
       state->max_tokens = kModel2vecTokens;

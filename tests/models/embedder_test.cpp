@@ -424,9 +424,20 @@ TEST_F(StaticTest, Model2vecReadsSoMuch) {
   const Embedder whole = Embedder::open(dir.path(), *engine.ctx);
   EXPECT_EQ(whole.max_tokens(), 512);
   EXPECT_EQ(whole.embed({"aaaa ? ccccc"})[0], (std::vector<float>{500.5f}));
+  // The tokenizer's own truncation counts unknown pieces.
+  nlohmann::json cut = nlohmann::json::parse(read_file(dir / "tokenizer.json"));
+  cut["truncation"] = {{"direction", "Right"}, {"max_length", 2}, {"strategy", "LongestFirst"}, {"stride", 0}};
+  put("tokenizer.json", cut);
+  EXPECT_EQ(Embedder::open(dir.path(), *engine.ctx).embed({"bb ? aaaa"})[0], (std::vector<float>{10}));
+  cut["truncation"]["direction"] = "Left";
+  put("tokenizer.json", cut);
+  EXPECT_EQ(Embedder::open(dir.path(), *engine.ctx).embed({"bb ? aaaa"})[0], (std::vector<float>{1}));
   put("tokenizer.json", {{"version", "1.0"},
                          {"pre_tokenizer", {{"type", "WhitespaceSplit"}}},
-                         {"model", {{"type", "Unigram"}, {"unk_id", 0}, {"vocab", {{"u", 0}, {"a", -1}, {"b", -1}, {"c", -1}}}}}});
+                         {"model",
+                          {{"type", "Unigram"},
+                           {"unk_id", 0},
+                           {"vocab", nlohmann::json::parse(R"([["u", 0], ["a", -1], ["b", -1], ["c", -1]])")}}}});
   EXPECT_EQ(Embedder::open(dir.path(), *engine.ctx).embed({"a ?"})[0], (std::vector<float>{50.5f}));
 }
 
