@@ -107,7 +107,7 @@ const std::vector<Row>& rows() {
        {"\\p{N}{1,3}",
         kContractions + "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}+| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*" + kSpaces},
        true},
-      {"gemma4", {"[^\\n]+|[\\n]+"}, false, true, false, false},
+      {"gemma4 granite-embed-multi-311m", {"[^\\n]+|[\\n]+"}, false, true, false, false},
       {"sarvam-moe", {"[^\\n]+|[\\n]+"}, false, false, false, false},
   };
   return table;

@@ -68,6 +68,7 @@ Vocab read_vocab(const GgufFile& file) {
 struct Defaults {
   int32_t bos = -1, eos = -1, unk = -1, sep = -1, pad = -1;
   bool add_bos = false, add_eos = false, add_sep = false;
+  bool always_bos = false;  // even where the file declines
 };
 
 class Loader {
@@ -131,7 +132,7 @@ class Loader {
     parts_.config["bos_token"] = bos >= 0 ? json(text(bos)) : json();
     parts_.config["eos_token"] = eos >= 0 ? json(text(eos)) : json();
     std::vector<NamedToken> before, behind;
-    if (flag("add_bos_token", defaults.add_bos) && bos >= 0) before.push_back({text(bos), bos});
+    if ((defaults.always_bos || flag("add_bos_token", defaults.add_bos)) && bos >= 0) before.push_back({text(bos), bos});
     if (flag("add_sep_token", defaults.add_sep) && sep >= 0) behind.push_back({text(sep), sep});
     if (flag("add_eos_token", defaults.add_eos) && eos >= 0) behind.push_back({text(eos), eos});
     if (!before.empty() || !behind.empty()) parts_.sections["post_processor"] = around_template(before, behind);
@@ -177,6 +178,7 @@ class Loader {
     }
     Defaults defaults;
     defaults.add_bos = pre.add_bos;
+    defaults.always_bos = pre.add_bos && !pre.spells_bytes;  // Gemma 4: early files decline what the model needs
     defaults.add_sep = pre.add_separator;
     put_specials(defaults);
   }

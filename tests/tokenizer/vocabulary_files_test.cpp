@@ -197,6 +197,9 @@ TEST(GgufVocabulary, BytePairsWithNamedPreTokenizers) {
   GgufWriter declined = bpe_gguf("llama-bpe");
   declined.flag(kKey + "add_bos_token", false);
   EXPECT_EQ(load(declined).encode("12"), Ids{258});
+  GgufWriter overruled = bpe_gguf("gemma4");
+  overruled.flag(kKey + "add_bos_token", false);
+  EXPECT_EQ(load(overruled).encode("12").front(), 259) << "as llama.cpp does for this family";
   // Every name loads and gives back what it was given.
   for (const char* pre :
        {"",       "default",   "gpt-2",  "llama-bpe", "qwen2",     "deepseek-llm", "deepseek-coder", "deepseek-v3",
