@@ -276,7 +276,7 @@ TEST_F(EmbedTest, ModelInfoOfEveryKind) {
 // An encoder keeps its pooling on the way through GGUF; normalization has no place there.
 TEST_F(EmbedTest, ThroughGguf) {
   const std::string file = dir / "encoder.gguf";
-  put_file(encoder + "/1_Pooling/config.json", R"({"pooling_mode_cls_token": true})");
+  put_file(encoder + "/1_Pooling/config.json", R"({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false})");
   ASSERT_EQ(thimble({"convert", "--model", encoder, "--out", file, "--to", "gguf-f32", "--quiet"}).status, 0);
   const nlohmann::json j = expect_json(thimble({"model", "info", file, "--json"}), "thimble.model/1");
   EXPECT_EQ(j.at("kind"), "encoder");
@@ -285,7 +285,7 @@ TEST_F(EmbedTest, ThroughGguf) {
   EXPECT_EQ(j["embedding"].at("source"), "gguf");
   const auto here = embeddings(embed({"--model", encoder, "--text", "the red boat"}))[0];
   EXPECT_EQ(embeddings(embed({"--model", file, "--text", "the red boat", "--normalize", "--tokenizer", encoder}))[0], here);
-  put_file(encoder + "/1_Pooling/config.json", R"({"pooling_mode_cls_token": true, "pooling_mode_max_tokens": true})");
+  put_file(encoder + "/1_Pooling/config.json", R"({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false, "pooling_mode_max_tokens": true})");
   expect_failure(thimble({"convert", "--model", encoder, "--out", dir / "two.gguf", "--to", "gguf-f32"}), 5, {"cls+max"});
 
   const std::string adapter = std::string(THIMBLE_SOURCE_DIR) + "/tests/data/peft/llama_lora", base = std::string(THIMBLE_SOURCE_DIR) + "/tests/data/oracle/llama_gqa_untied";
@@ -342,7 +342,7 @@ TEST(EncoderParity, TheStoredCasePassesAndNoticesChanges) {
   std::filesystem::create_directories(dir / "case/1_Pooling");
   for (const char* name : {"config.json", "model.safetensors", "modules.json", "expected.safetensors"})
     put_file(dir / ("case/" + std::string(name)), get_file(stored + "/" + name));
-  put_file(dir / "case/1_Pooling/config.json", R"({"pooling_mode_cls_token": true})");
+  put_file(dir / "case/1_Pooling/config.json", R"({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false})");
   const RunResult r = thimble({"parity", dir / "case", "--json"});
   EXPECT_EQ(r.status, 7);
   for (const auto& check : nlohmann::json::parse(r.out).at("checks")) {
