@@ -184,7 +184,9 @@ TEST(PackedStore, PlainTensorsComeBackBitByBit) {
     std::filesystem::create_directories(base);
     c.write(base);
     const StoreReport r = import_packed_store(out + ".base", ModelSource(base), e.kernels, {});
-    EXPECT_EQ(r.bytes, import_packed_store("", ModelSource(out + ".base"), e.kernels, {.dry_run = true}).bytes);
+    StoreImport dry;
+    dry.dry_run = true;
+    EXPECT_EQ(r.bytes, import_packed_store("", ModelSource(out + ".base"), e.kernels, dry).bytes);
     EXPECT_EQ(ModelSource(base).bare_names(), !prefix.empty());
     expect_same_tensors(base, out + ".base");
   }
