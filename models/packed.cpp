@@ -10,6 +10,7 @@
 
 #include "models/io/safetensors.h"
 #include "models/loader.h"
+#include "models/quantize.h"
 #include "models/unpack.h"
 #include "quant/rtn.h"
 #include "tensor/error.h"
@@ -93,16 +94,12 @@ struct Entry {
   bool round;                      // from floats
 };
 
-bool is_linear(const TensorRule& rule, const RoleShape& shape) {
-  return role_is_layer(rule.roles[0]) && !shape.vector && rule.roles[0] != Role::router_w;
-}
-
 std::vector<Entry> entries_of(const Model& model) {
   std::vector<Entry> entries;
   for_each_tensor(model.config, model.family->tensors, [&](const TensorRule& rule, int64_t l, int64_t block) {
     if (model.weights.at(rule.roles[0], l))
       entries.push_back(
-          {&rule, l, block, is_linear(rule, role_shape(model.config, rule.roles[0])), std::nullopt, false});
+          {&rule, l, block, is_packable(model.config, rule.roles[0]), std::nullopt, false});
   });
   return entries;
 }

@@ -72,12 +72,6 @@ bool parse_tiling(const std::string& text, Weight* w) {
   return tiling_text(*w) == text;
 }
 
-SafetensorsDtype dtype_of(WeightFormat format) {
-  return format == WeightFormat::f16    ? SafetensorsDtype::f16
-         : format == WeightFormat::bf16 ? SafetensorsDtype::bf16
-                                        : SafetensorsDtype::f32;
-}
-
 // The tensors of a weight in the file.
 struct Part {
   std::string name;

@@ -90,11 +90,14 @@ CodedLinear unpack_linear(const Model& model, const TensorRule& rule, int64_t pl
   return q;
 }
 
-SafetensorsDtype stored_dtype(const Model& model, const TensorRule& rule, int64_t place) {
-  const WeightFormat format = model.weights.at(rule.roles[0], place).format;
+SafetensorsDtype dtype_of(WeightFormat format) {
   return format == WeightFormat::f16    ? SafetensorsDtype::f16
          : format == WeightFormat::bf16 ? SafetensorsDtype::bf16
                                         : SafetensorsDtype::f32;
+}
+
+SafetensorsDtype stored_dtype(const Model& model, const TensorRule& rule, int64_t place) {
+  return dtype_of(model.weights.at(rule.roles[0], place).format);
 }
 
 void write_floats(const KernelTable& kernels, const float* values, int64_t n, SafetensorsDtype dtype, void* out) {

@@ -27,6 +27,8 @@ bool is_one_grid(const Model& model, const TensorRule& rule, int64_t place);
 // The codes of such a linear; rows as in the file, columns as in the tiles (with perm). Scales are f16 where f16 holds them.
 CodedLinear unpack_linear(const Model& model, const TensorRule& rule, int64_t place);
 
+// Of rows; of tiles: f32.
+SafetensorsDtype dtype_of(WeightFormat format);
 // The dtype that the model holds a tensor of the file in; of tiles: f32.
 SafetensorsDtype stored_dtype(const Model& model, const TensorRule& rule, int64_t place);
 // A tensor in the file's layout, as f32, f16 or bf16; exact when it comes from there.

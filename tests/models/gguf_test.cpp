@@ -223,13 +223,7 @@ TEST(GgufModel, SmallFamiliesGoThereAndBackOrAreRefused) {
     SCOPED_TRACE(family.name);
     const ScratchDir dir;
     Model model = small_model(family, dir);
-    Checkpoint c;
-    c.config = nlohmann::json::parse(family.config);
-    export_tensors(model, e.kernels, ExportWhat::weights, [&](const ExportedTensor& t) {
-      c.tensors.push_back({t.name, SafetensorsDtype::f32, t.shape,
-                           std::string(reinterpret_cast<const char*>(t.data.data()), 4 * t.data.size())});
-    });
-    c.write(dir.path());
+    save_weights(model, e.kernels, dir.path());
     const std::string path = dir / "m.gguf";
     const ModelSource source(dir.path());
     if (refused.count(family.name)) {
@@ -261,13 +255,7 @@ TEST(GgufModel, NormsStayFloats) {
     if (std::string(family.name) != "cohere, large style" && std::string(family.name) != "qwen3") continue;
     const ScratchDir dir;
     Model model = small_model(family, dir);
-    Checkpoint c;
-    c.config = nlohmann::json::parse(family.config);
-    export_tensors(model, e.kernels, ExportWhat::weights, [&](const ExportedTensor& t) {
-      c.tensors.push_back({t.name, SafetensorsDtype::f32, t.shape,
-                           std::string(reinterpret_cast<const char*>(t.data.data()), 4 * t.data.size())});
-    });
-    c.write(dir.path());
+    save_weights(model, e.kernels, dir.path());
     const ModelSource source(dir.path());
     const GgufExport out(source, GgmlType::q8_0);
     size_t norms = 0;

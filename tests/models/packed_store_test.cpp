@@ -29,25 +29,6 @@ std::string content(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-std::vector<float> logits(Model& model, Context& ctx) {
-  Rows rows;
-  rows.add(text(71, 20, model.config.vocab_size));
-  rows.add(text(72, 9, model.config.vocab_size));
-  Transformer t(model, 32);
-  return logits_of(t, ctx, rows);
-}
-
-// The model of a test as a directory of Hugging Face's, f32.
-void save(const Model& model, const KernelTable& kernels, const std::string& dir) {
-  SafetensorsWriter writer(dir + "/model.safetensors");
-  export_tensors(model, kernels, ExportWhat::weights,
-                 [&](const ExportedTensor& t) { writer.declare(t.name, SafetensorsDtype::f32, t.shape); });
-  export_tensors(model, kernels, ExportWhat::weights, [&](const ExportedTensor& t) {
-    writer.write(t.name, t.data.data(), t.data.size() * sizeof(float));
-  });
-  writer.finish();
-}
-
 // The same weights bit by bit, and none of them copied.
 void expect_mapped_twin(const Model& model, const Model& store) {
   int64_t weights = 0;
@@ -89,7 +70,7 @@ TEST(PackedStore, EveryFamilyIsMappedWithTheSameBits) {
       Engine e;
       const ScratchDir base, out, imported;
       Model model = small_model(family, base);
-      save(model, e.kernels, base.path());
+      save_weights(model, e.kernels, base.path());
       const LoadFormat format = parse_load_format(name);
       quantize_model(model, e.kernels, format);
       const Json config = Json::parse(family.config);
@@ -267,7 +248,7 @@ TEST(PackedStore, WhatFailsLeavesNoFolder) {
   Model model = small_model(small_families()[0], base);
   auto* w = static_cast<float*>(const_cast<void*>(model.weights.layers[2].up_w.data));
   w[5] = std::nanf("");
-  save(model, e.kernels, base.path());
+  save_weights(model, e.kernels, base.path());
   StoreImport options;
   options.linears = parse_load_format("q4-g32");
   expect_error(ErrorCode::input, {base.path(), "2.up_w", "not a finite number"}, [&] {

@@ -11,14 +11,6 @@
 namespace thimble::models_test {
 namespace {
 
-std::vector<float> logits(Model& model, Context& ctx) {
-  Rows rows;
-  rows.add(text(71, 20, model.config.vocab_size));
-  rows.add(text(72, 9, model.config.vocab_size));
-  Transformer t(model, 32);
-  return logits_of(t, ctx, rows);
-}
-
 nlohmann::ordered_json config_of(const std::string& dir) {
   std::ifstream in(dir + "/config.json");
   nlohmann::ordered_json config = nlohmann::ordered_json::parse(in);

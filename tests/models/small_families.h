@@ -127,4 +127,15 @@ inline Model small_model(const SmallFamily& family, const ScratchDir& dir, bool 
   return model;
 }
 
+// Its model.safetensors, f32, beside the config.json that small_model() wrote.
+inline void save_weights(const Model& model, const KernelTable& kernels, const std::string& dir) {
+  SafetensorsWriter writer(dir + "/model.safetensors");
+  export_tensors(model, kernels, ExportWhat::weights,
+                 [&](const ExportedTensor& t) { writer.declare(t.name, SafetensorsDtype::f32, t.shape); });
+  export_tensors(model, kernels, ExportWhat::weights, [&](const ExportedTensor& t) {
+    writer.write(t.name, t.data.data(), t.data.size() * sizeof(float));
+  });
+  writer.finish();
+}
+
 }  // namespace thimble::models_test

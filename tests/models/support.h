@@ -83,15 +83,24 @@ inline std::vector<float> logits_of(Transformer& transformer, Context& ctx, cons
   return std::vector<float>(y.t.f32(), y.t.f32() + y.t.numel());
 }
 
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
 inline std::vector<int32_t> text(uint64_t seed, int64_t n, int64_t vocab) {
   Philox rng(seed, 2);
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
   return ids;
+}
+
+// Of two texts that depend on the size of the vocabulary only.
+inline std::vector<float> logits(Model& model, Context& ctx) {
+  Rows rows;
+  rows.add(text(71, 20, model.config.vocab_size));
+  rows.add(text(72, 9, model.config.vocab_size));
+  Transformer t(model, 32);
+  return logits_of(t, ctx, rows);
+}
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 using testing::ScratchDir;
