@@ -68,15 +68,6 @@ class Loader {
     set_.forget_views();
   }
 
-  // Pages of the file that were copied count as this program's until somebody gives them back.
-  void count_copied(size_t bytes) {
-    constexpr size_t kEnough = size_t{32} << 20;
-    copied_ += bytes;
-    if (copied_ < kEnough) return;
-    set_.release_pages();
-    copied_ = 0;
-  }
-
   // A rule's name as the file has it: perhaps without the prefix, perhaps under an alias; empty when absent.
   std::string find_name(const std::string& name) const {
     const std::string found = find_spelled(name);
@@ -116,7 +107,7 @@ class Loader {
                   "config.json and the weights belong to different models, or one of them is damaged");
     for (size_t part = 0; part < rule.roles.size(); ++part)
       load_part(rule, static_cast<int>(part), layer, block, view, shape);
-    if (options_.consume || options_.trainable) count_copied(view.info->bytes);
+    if (options_.consume || options_.trainable) set_.done_with(view.info->bytes);
   }
 
   bool load_other(const TensorRule& rule, int64_t layer, int64_t block, std::vector<int64_t> shape) {
@@ -232,7 +223,7 @@ class Loader {
       load_codes(rule, layer, module, q);
     else
       load_decoded(rule, layer, q);
-    count_copied(q.codes.size() + q.dense.size());
+    set_.done_with(q.codes.size() + q.dense.size());
     return true;
   }
 
@@ -325,7 +316,6 @@ class Loader {
   const std::vector<TensorRule>& rules_;
   const char* prefix_;
   std::set<std::string> used_, ignored_;
-  size_t copied_ = 0;
 };
 
 }  // namespace

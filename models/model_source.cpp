@@ -243,26 +243,18 @@ void ModelSource::list_tensors() {
   });
 }
 
-void ModelSource::count_read(uint64_t bytes) const {
-  constexpr uint64_t kEnough = uint64_t{32} << 20;
-  read_ += bytes;
-  if (read_ < kEnough) return;
-  (store_ ? *store_->source : *tensors_).release_pages();
-  read_ = 0;
-}
-
 TensorView ModelSource::view(const SourceTensor& t) const {
   THIMBLE_CHECK(!t.coded);
   if (store_) {
     static const KernelTable kernels = build_kernel_table(best_tier());
     made_ = tensor_bytes(*store_, kernels, *t.rule, t.layer, t.block, t.dtype);
-    count_read(made_.size());
+    store_->source->done_with(made_.size());
     sliced_ = {t.name, t.dtype, t.shape, 0, made_.size()};
     return {&sliced_, reinterpret_cast<const std::byte*>(made_.data()), path_};
   }
   tensors_->forget_views();
   TensorView v = tensors_->view(t.stored);
-  count_read(v.info->bytes / static_cast<uint64_t>(t.slices));  // before the caller reads them: of the tensors so far
+  tensors_->done_with(v.info->bytes / static_cast<uint64_t>(t.slices));  // before the caller reads them: of the tensors so far
   if (t.slice < 0) return v;
   sliced_ = *v.info;
   sliced_.shape = t.shape;
@@ -276,11 +268,11 @@ CodedLinear ModelSource::read_codes(const SourceTensor& t) const {
   THIMBLE_CHECK(t.coded);
   if (store_) {
     CodedLinear q = unpack_linear(*store_, *t.rule, t.layer);
-    count_read(q.codes.size());
+    store_->source->done_with(q.codes.size());
     return q;
   }
   CodedLinear q = coded_->read(t.stored);
-  count_read(q.codes.size() + q.dense.size());
+  tensors_->done_with(q.codes.size() + q.dense.size());
   const bool turned = layout_is_transposed(t.rule->layout);
   if (q.out != t.shape[turned ? 1 : 0] || q.in != t.shape[turned ? 0 : 1])
     throw Error(ErrorCode::input,

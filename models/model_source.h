@@ -57,7 +57,6 @@ class ModelSource {
  private:
   void list_tensors();
   void list_store();
-  void count_read(uint64_t bytes) const;
 
   std::string path_, container_;
   nlohmann::ordered_json json_;
@@ -72,7 +71,6 @@ class ModelSource {
   std::vector<SourceTensor> list_;
   bool bare_names_ = false;
   mutable TensorInfo sliced_;
-  mutable uint64_t read_ = 0;  // bytes since pages were released
 };
 
 // A llama2.c file under Hugging Face's names, the rows of q and k in Hugging Face's order.

@@ -21,11 +21,21 @@ class TensorSource {
 
   // Gives the pages of mapped files back to the system. Views stay valid: what they show is read again when it is used.
   virtual void release_pages() const {}
+  // Says that so many bytes were read and will not be soon again: after some tens of megabytes their pages are released.
+  void done_with(uint64_t bytes) const {
+    done_ += bytes;
+    if (done_ < uint64_t{32} << 20) return;
+    release_pages();
+    done_ = 0;
+  }
   // Ends the views of tensors that lie in no file as they are and were made when they were asked for.
   virtual void forget_views() const {}
 
   bool has(const std::string& name) const { return static_cast<bool>(find_view(name)); }
   TensorView view(const std::string& name) const;  // throws input when absent
+
+ private:
+  mutable uint64_t done_ = 0;
 };
 
 // All tensors of a model: a .safetensors file, or a directory with model.safetensors, or with
