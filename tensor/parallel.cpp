@@ -2,9 +2,12 @@
 
 #include <omp.h>
 #include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <fstream>
 #include <string>
 
@@ -23,6 +26,33 @@ int cgroup_threads() {
   return 1 << 20;
 }
 
+// libomp registers each process in shared memory (/dev/shm) under its process id, to find a second copy of itself. It
+// trusts a file of that name that it finds: an empty one, left by a process that was killed between making and sizing it,
+// ends whoever gets that id next with SIGBUS. So what lies there before the first region is removed, and so is what
+// libomp then writes: no way of ending (SIGKILL, _Exit) leaves a file.
+class OpenMpStart {
+ public:
+  OpenMpStart() {
+    char name[64];
+    std::snprintf(name, sizeof name, "/__KMP_REGISTERED_LIB_%d_%d", static_cast<int>(::getpid()), static_cast<int>(::getuid()));
+    ::shm_unlink(name);
+    (void)omp_get_max_threads();  // starts the runtime
+    ::shm_unlink(name);
+  }
+};
+
+// A function of its own: compilers ask for the thread's number, which starts the runtime, on entry.
+[[gnu::noinline]] void run_team(int team, int64_t chunks, ParallelBody body, void* context) {
+  std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(team)
+  {
+    const int thread = omp_get_thread_num();
+    for (int64_t c = next.fetch_add(1, std::memory_order_relaxed); c < chunks;
+         c = next.fetch_add(1, std::memory_order_relaxed))
+      body(context, c, thread);
+  }
+}
+
 }  // namespace
 
 int available_threads() {
@@ -38,18 +68,11 @@ int available_threads() {
 
 void parallel_run(int threads, int64_t chunks, ParallelBody body, void* context) {
   const int team = static_cast<int>(std::min<int64_t>(threads, chunks));
-  if (team <= 1 || omp_in_parallel()) {
-    for (int64_t c = 0; c < chunks; ++c) body(context, c, 0);
-    return;
+  if (team > 1) {
+    static const OpenMpStart start;
+    if (!omp_in_parallel()) return run_team(team, chunks, body, context);
   }
-  std::atomic<int64_t> next{0};
-#pragma omp parallel num_threads(team)
-  {
-    const int thread = omp_get_thread_num();
-    for (int64_t c = next.fetch_add(1, std::memory_order_relaxed); c < chunks;
-         c = next.fetch_add(1, std::memory_order_relaxed))
-      body(context, c, thread);
-  }
+  for (int64_t c = 0; c < chunks; ++c) body(context, c, 0);
 }
 
 const char* openmp_runtime() {

@@ -1,6 +1,9 @@
 // Random numbers, parallel loops, environment and errors.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -107,6 +110,25 @@ TEST(Parallel, ThreadNumbersAreDistinctAtATime) {
   EXPECT_FALSE(clash);
   EXPECT_GE(available_threads(), 1);
   EXPECT_EQ(std::string(openmp_runtime()).compare(0, 3, "lib"), 0);
+}
+
+// What a process leaves that is killed while libomp starts (an empty file, or one of zeros) under the id of this one. Ends
+// with 0 if a loop runs all the same and no such file is there after it.
+[[noreturn]] void run_over_leftover(off_t bytes) {
+  const std::string name = "/__KMP_REGISTERED_LIB_" + std::to_string(::getpid()) + "_" + std::to_string(::getuid());
+  const int file = ::shm_open(name.c_str(), O_CREAT | O_RDWR, 0600);
+  if (file < 0 || ::ftruncate(file, bytes) != 0) ::_exit(2);
+  ::close(file);
+  std::atomic<int> sum{0};
+  parallel_for(2, 10, [&](int64_t c, int) { sum += static_cast<int>(c); });
+  if (sum != 45) ::_exit(3);
+  ::_exit(::shm_open(name.c_str(), O_RDONLY, 0) < 0 ? 0 : 4);
+}
+
+TEST(Parallel, StartsOverWhatADeadProcessLeft) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");  // a process that has not started OpenMP yet
+  EXPECT_EXIT(run_over_leftover(0), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(run_over_leftover(1024), testing::ExitedWithCode(0), "");
 }
 
 TEST(Env, ReportsUnknownVariables) {
