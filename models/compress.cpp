@@ -11,6 +11,7 @@
 #include "models/kv_cache.h"
 #include "models/quantize.h"
 #include "models/transformer.h"
+#include "models/unpack.h"
 #include "quant/awq.h"
 #include "quant/gptq.h"
 #include "quant/prune.h"
@@ -250,13 +251,7 @@ class Compressor {
   void put_dense(Weight& w, const std::vector<float>& values) {
     const size_t bytes = w.stored_bytes();
     void* data = model_.store.allocate(bytes);
-    const ConvertArgs args{w.numel(), values.data(), data};
-    if (w.format == WeightFormat::f16)
-      ctx_.kernels.f32_to_f16(args);
-    else if (w.format == WeightFormat::bf16)
-      ctx_.kernels.f32_to_bf16(args);
-    else
-      std::memcpy(data, values.data(), bytes);
+    write_floats(ctx_.kernels, values.data(), w.numel(), dtype_of(w.format), data);
     release_weight_pages(w);
     w.data = data;
   }

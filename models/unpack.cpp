@@ -27,6 +27,14 @@ int64_t rotary_file_row(const ModelConfig& config, int64_t row) {
   return row - in_head + (in_head % 2 == 0 ? in_head / 2 : d / 2 + in_head / 2);
 }
 
+void order_rotary_rows(const ModelConfig& config, ExportedTensor* matrix) {
+  if (!moves_rotary_rows(config)) return;
+  const std::vector<float> from = matrix->data;
+  const int64_t cols = matrix->shape[1];
+  for (int64_t r = 0; r < matrix->shape[0]; ++r)
+    std::copy_n(&from[at(r * cols)], cols, &matrix->data[at(rotary_file_row(config, r) * cols)]);
+}
+
 int64_t file_row(const ModelConfig& config, const TensorRule& rule, size_t part, int64_t r) {
   const int64_t row = is_query_or_key(rule.roles[part]) ? rotary_file_row(config, r) : r;
   return source_row(config, rule.layout, static_cast<int>(part), row);
@@ -117,13 +125,8 @@ void write_floats(const KernelTable& kernels, const float* values, int64_t n, Sa
 std::string tensor_bytes(const Model& model, const KernelTable& kernels, const TensorRule& rule, int64_t place,
                          int64_t block, SafetensorsDtype dtype) {
   ExportedTensor t = export_tensor(model, kernels, rule_name(rule, place, block));
-  if (moves_rotary_rows(model.config) && is_query_or_key(rule.roles[0]) && t.shape.size() == 2) {
-    const std::vector<float> from = t.data;
-    const int64_t cols = t.shape[1];
-    for (int64_t r = 0; r < t.shape[0]; ++r)
-      std::copy_n(&from[at(r * cols)], cols, &t.data[at(rotary_file_row(model.config, r) * cols)]);
-  }
-  std::string bytes(t.data.size() * (dtype == SafetensorsDtype::f32 ? 4 : 2), '\0');
+  if (is_query_or_key(rule.roles[0]) && t.shape.size() == 2) order_rotary_rows(model.config, &t);
+  std::string bytes(t.data.size() * size_t(safetensors_dtype_bits(dtype)) / 8, '\0');
   write_floats(kernels, t.data.data(), static_cast<int64_t>(t.data.size()), dtype, bytes.data());
   return bytes;
 }

@@ -16,6 +16,8 @@ int64_t rotary_file_row(const ModelConfig& config, int64_t row);
 inline bool moves_rotary_rows(const ModelConfig& config) {
   return config.positions == PositionKind::rope && config.rope.interleaved != config.rope.hf_interleaved;
 }
+// Puts the rows of a query or key matrix into the file's order.
+void order_rotary_rows(const ModelConfig& config, ExportedTensor* matrix);
 
 // Row of the file for row r of a part of a rule.
 int64_t file_row(const ModelConfig& config, const TensorRule& rule, size_t part, int64_t r);

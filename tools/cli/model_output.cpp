@@ -13,16 +13,8 @@
 namespace thimble::cli {
 namespace {
 
-// llama2.c rotates neighbours (2j, 2j + 1), Hugging Face's Llama rotates (j, j + d / 2): the same model with the rows
-// of each head's q and k in another order.
-void order_rotary_rows(const ModelConfig& config, ExportedTensor* t) {
-  const bool rotary =
-      t->name.find(".q_proj.weight") != std::string::npos || t->name.find(".k_proj.weight") != std::string::npos;
-  if (!moves_rotary_rows(config) || !rotary) return;
-  const int64_t cols = t->shape[1];
-  const std::vector<float> from = t->data;
-  for (int64_t r = 0; r < t->shape[0]; ++r)
-    std::copy_n(&from[static_cast<size_t>(r * cols)], cols, &t->data[static_cast<size_t>(rotary_file_row(config, r) * cols)]);
+bool is_query_or_key(const std::string& name) {
+  return name.find(".q_proj.weight") != std::string::npos || name.find(".k_proj.weight") != std::string::npos;
 }
 
 const char* dtype_name(SafetensorsDtype dtype) {
@@ -70,20 +62,12 @@ int64_t write_model(const std::string& dir, const Model& model, const KernelTabl
   writer.set_metadata("format", "pt");
   export_tensors(model, kernels, ExportWhat::weights,
                  [&](const ExportedTensor& t) { writer.declare(t.name, dtype, t.shape); });
-  std::vector<uint16_t> half;
+  std::string bytes;
   const auto write = [&](ExportedTensor t) {
-    order_rotary_rows(model.config, &t);
-    if (dtype == SafetensorsDtype::f32) {
-      writer.write(t.name, t.data.data(), t.data.size() * sizeof(float));
-      return;
-    }
-    half.resize(t.data.size());
-    const ConvertArgs args{static_cast<int64_t>(t.data.size()), t.data.data(), half.data()};
-    if (dtype == SafetensorsDtype::f16)
-      kernels.f32_to_f16(args);
-    else
-      kernels.f32_to_bf16(args);
-    writer.write(t.name, half.data(), half.size() * sizeof(uint16_t));
+    if (is_query_or_key(t.name)) order_rotary_rows(model.config, &t);
+    bytes.resize(t.data.size() * size_t(safetensors_dtype_bits(dtype)) / 8);
+    write_floats(kernels, t.data.data(), static_cast<int64_t>(t.data.size()), dtype, bytes.data());
+    writer.write(t.name, bytes.data(), bytes.size());
   };
   std::set<std::string> merged;
   if (adapter)
