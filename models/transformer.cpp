@@ -124,6 +124,8 @@ Var Transformer::project(Context& ctx, int layer, Role role, Var x, Weight& w, W
 
 void Transformer::project_all(Context& ctx, int layer, Var x, Projection* projections, int count) {
   const Batch& batch = *batch_;
+  THIMBLE_CHECK(count <= kLoraGroup);
+  Linear all[kLoraGroup];
   for (int p = 0; p < count; ++p) {
     Projection& one = projections[p];
     Var& input = one.input = x;
@@ -136,12 +138,16 @@ void Transformer::project_all(Context& ctx, int layer, Var x, Projection* projec
       input = col_scale(ctx, input, s.begin, s.end, m.ia3);
     }
     ctx.observe(input_name(one.role), layer, input.t);
-    // DoRA scales W x and not the bias: then each range of rows gets the bias in its turn.
-    const bool late = bias_last(batch, layer, one.role) && *one.b;
     // The outputs of o and down become the residual stream, and those of the router a choice: they stay in f32.
     const bool packs = one.role != Role::o_w && one.role != Role::down_w && one.role != Role::router_w;
-    one.y = linear(ctx, input, one.w, late ? nullptr : present(*one.b), packs);
-    if (!late) continue;
+    all[p] = {input, one.w, bias_last(batch, layer, one.role) ? nullptr : present(*one.b), packs, {}};
+  }
+  linears(ctx, all, count);
+  for (int p = 0; p < count; ++p) {
+    Projection& one = projections[p];
+    one.y = all[p].y;
+    // DoRA scales W x and not the bias: then each range of rows gets the bias in its turn.
+    if (!bias_last(batch, layer, one.role) || !*one.b) continue;
     int64_t row = 0;
     for (int64_t i = 0; i <= batch.n_segments; ++i) {
       const bool end = i == batch.n_segments;
@@ -340,6 +346,8 @@ void Transformer::for_each_expert_segment(int layer, const Routing& r, Fn&& fn) 
 // project_all() for the slots of experts: one projection per weight of theirs.
 void Transformer::project_experts(Context& ctx, int layer, const Routing& r, Var x, Projection* projections, Weight* const* const* weights,
                                   int count) {
+  THIMBLE_CHECK(count <= kLoraGroup);
+  ExpertLinear all[kLoraGroup];
   for (int p = 0; p < count; ++p) {
     Projection& one = projections[p];
     one.input = x;
@@ -349,8 +357,10 @@ void Transformer::project_experts(Context& ctx, int layer, const Routing& r, Var
       if (one.role != Role::expert_down_w && one.input.t.data == x.t.data) one.input = scale(ctx, x, 1.0f);
       one.input = col_scale(ctx, one.input, s.begin, s.end, m.ia3);
     });
-    one.y = expert_linear(ctx, one.input, r, weights[p], one.role != Role::expert_down_w);
+    all[p] = {one.input, weights[p], one.role != Role::expert_down_w, {}};
   }
+  expert_linears(ctx, r, all, count);
+  for (int p = 0; p < count; ++p) projections[p].y = all[p].y;
   for_each_expert_segment(layer, r, [&](const AdapterSegment& s, int place) {
     for (int p = 0; p < count; ++p) projections[p].w = weights[p][expert_of(place)];
     adapt(ctx, place, s, x, projections, count);

@@ -188,17 +188,45 @@ int64_t stream_block(int64_t rows, int threads) {
   return std::max<int64_t>(round_up(ceil_div(rows, 4 * int64_t{threads}), kTileRows), 2 * kTileRows);
 }
 
-void run_gemv(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
-              float* y, int64_t ldy, bool accumulate) {
+// Chunks of several products in one loop: body(product, first row of W, rows).
+constexpr int kTogether = 16;
+
+template <class BlockOf, class Body>
+void run_together(int threads, const GemmProduct* products, int count, BlockOf&& block_of, Body&& body) {
+  THIMBLE_DCHECK(count <= kTogether);
+  int64_t blocks[kTogether], ends[kTogether], chunks = 0;
+  for (int i = 0; i < count; ++i) {
+    blocks[i] = block_of(products[i]);
+    ends[i] = chunks += ceil_div(products[i].w.rows, blocks[i]);
+  }
+  parallel_for(threads, chunks, [&](int64_t c, int) {
+    int i = 0;
+    while (c >= ends[i]) ++i;
+    const int64_t row0 = (c - (i > 0 ? ends[i - 1] : 0)) * blocks[i];
+    body(i, row0, std::min(blocks[i], products[i].w.rows - row0));
+  });
+}
+
+int64_t rows_of(const GemmProduct* products, int count) {
+  int64_t rows = 0;
+  for (int i = 0; i < count; ++i) rows += products[i].w.rows;
+  return rows;
+}
+
+void run_gemv(const GemmExec& exec, WeightFormat format, const GemmProduct* products, int count) {
   const GemvFn gemv = gemv_of(*exec.kernels, format);
   const int64_t again = is_tiled(format) ? 256 : 32;  // rows that are still in a cache for the next rows of x
-  const int64_t step = ceil_div(m, ceil_div(m, gemv_step(format))), stream = stream_block(w.rows, exec.threads);
-  const int64_t block = step < m ? std::min(stream, again) : stream;
-  parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
-    const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
-    for (int64_t i = 0; i < m; i += step)
-      gemv({w, row0, rows, x + i * ldx, ldx, std::min(step, m - i), y + i * ldy + row0, ldy, accumulate});
-  });
+  const int64_t stream = stream_block(rows_of(products, count), exec.threads);
+  const auto step_of = [&](int64_t m) { return ceil_div(m, ceil_div(m, gemv_step(format))); };
+  run_together(
+      exec.threads, products, count,
+      [&](const GemmProduct& p) { return step_of(p.m) < p.m ? std::min(stream, again) : stream; },
+      [&](int index, int64_t row0, int64_t rows) {
+        const GemmProduct& p = products[index];
+        const int64_t step = step_of(p.m);
+        for (int64_t i = 0; i < p.m; i += step)
+          gemv({p.w, row0, rows, p.x + i * p.ldx, p.ldx, std::min(step, p.m - i), p.y + i * p.ldy + row0, p.ldy, p.accumulate});
+      });
 }
 
 // ---- few rows of outputs (the gradients of adapters, dx of a few tokens): packing B would cost more than the product, and
@@ -269,60 +297,118 @@ constexpr int64_t kStreamRows = 4;  // up to here the kernel streams W
 constexpr int64_t kCodesPerBlock = 384 * 1024;  // bytes of activation codes per sweep
 
 int64_t padded_cols(WeightFormat format, const WeightView& w) { return w.steps * step_columns(format); }
-size_t codes_bytes(int64_t m, WeightFormat format, const WeightView& w) {
-  return static_cast<size_t>(round_up(m * padded_cols(format, w), kAlign));
+// Activations in int8: codes [m, padded], and a scale and a sum of codes for each group.
+struct Codes {
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+};
+size_t codes_bytes(WeightFormat format, const GemmProduct& p) {
+  return static_cast<size_t>(round_up(p.m * padded_cols(format, p.w), kAlign));
 }
-size_t int8_bytes(int64_t m, WeightFormat format, const WeightView& w) {
-  return codes_bytes(m, format, w) + static_cast<size_t>(m * w.groups) * (sizeof(float) + sizeof(int32_t)) + kAlign;
+size_t int8_bytes(WeightFormat format, const GemmProduct& p) {
+  const size_t parameters = static_cast<size_t>(p.m * p.w.groups) * (sizeof(float) + sizeof(int32_t));
+  return codes_bytes(format, p) + (parameters + kAlign - 1) / kAlign * kAlign;
+}
+bool same_codes(const GemmProduct& a, const GemmProduct& b) {
+  return a.x == b.x && a.m == b.m && a.ldx == b.ldx && a.w.cols == b.w.cols && a.w.group == b.w.group;
+}
+size_t int8_bytes(WeightFormat format, const GemmProduct* products, int count) {
+  size_t bytes = kAlign;
+  for (int i = 0; i < count; ++i)
+    if (i == 0 || !same_codes(products[i], products[i - 1])) bytes += int8_bytes(format, products[i]);
+  return bytes;
 }
 
-void run_int8(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
-              float* y, int64_t ldy, bool accumulate) {
-  THIMBLE_CHECK(exec.scratch_bytes >= int8_bytes(m, format, w));
+Codes quantize_input(const GemmExec& exec, WeightFormat format, const GemmProduct& p, std::byte* at) {
+  THIMBLE_ZONE(quantize_activations);
+  if (tracing()) trace_work(4.0 * double(p.m * p.w.cols), 5.0 * double(p.m * p.w.cols));
+  const int64_t padded = padded_cols(format, p.w), groups = p.w.groups;
+  Codes q{reinterpret_cast<int8_t*>(at), reinterpret_cast<float*>(at + codes_bytes(format, p)), nullptr};
+  q.sums = reinterpret_cast<int32_t*>(q.scales + p.m * groups);
+  parallel_for(exec.threads, ceil_div(p.m, kQuantizeRows), [&](int64_t c, int) {
+    const int64_t i = c * kQuantizeRows;
+    exec.kernels->quantize_i8({std::min(kQuantizeRows, p.m - i), p.w.cols, p.ldx, p.x + i * p.ldx, p.w.group, groups, padded,
+                               q.codes + i * padded, q.scales + i * groups, q.sums + i * groups});
+  });
+  return q;
+}
+
+void run_int8(const GemmExec& exec, WeightFormat format, const GemmProduct* products, int count) {
+  THIMBLE_CHECK(exec.scratch_bytes >= int8_bytes(format, products, count));
   const KernelTable& k = *exec.kernels;
-  const int64_t padded = padded_cols(format, w);
-  int8_t* const codes = aligned<int8_t>(exec.scratch);
-  float* const scales = reinterpret_cast<float*>(codes + codes_bytes(m, format, w));
-  int32_t* const sums = reinterpret_cast<int32_t*>(scales + m * w.groups);
-  {
-    THIMBLE_ZONE(quantize_activations);
-    if (tracing()) trace_work(4.0 * double(m * w.cols), 5.0 * double(m * w.cols));
-    parallel_for(exec.threads, ceil_div(m, kQuantizeRows), [&](int64_t c, int) {
-      const int64_t i = c * kQuantizeRows;
-      k.quantize_i8({std::min(kQuantizeRows, m - i), w.cols, ldx, x + i * ldx, w.group, w.groups, padded, codes + i * padded,
-                     scales + i * w.groups, sums + i * w.groups});
-    });
+  Codes codes[kTogether];
+  std::byte* at = aligned<std::byte>(exec.scratch);
+  for (int i = 0; i < count; ++i) {
+    if (i > 0 && same_codes(products[i], products[i - 1])) {
+      codes[i] = codes[i - 1];
+      continue;
+    }
+    codes[i] = quantize_input(exec, format, products[i], at);
+    at += int8_bytes(format, products[i]);
   }
   const GemmI8Fn gemm = format == WeightFormat::q8 ? k.gemm_q8_i8 : format == WeightFormat::q4 ? k.gemm_q4_i8 : k.gemm_q2_i8;
-  const int64_t block = m <= kStreamRows ? stream_block(w.rows, exec.threads)
-                                         : std::clamp<int64_t>(round_up(ceil_div(w.rows, 16), 32), 32, 128);
-  const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);
-  parallel_for(exec.threads, ceil_div(w.rows, block), [&](int64_t c, int) {
-    const int64_t row0 = c * block, rows = std::min(block, w.rows - row0);
-    for (int64_t i = 0; i < m; i += sub) {
-      gemm({w, row0, rows, codes + i * padded, scales + i * w.groups, sums + i * w.groups, padded, std::min(sub, m - i),
-            y + i * ldy + row0, ldy, accumulate});
-    }
-  });
+  const int64_t stream = stream_block(rows_of(products, count), exec.threads);
+  run_together(
+      exec.threads, products, count,
+      [&](const GemmProduct& p) {
+        return p.m <= kStreamRows ? stream : std::clamp<int64_t>(round_up(ceil_div(p.w.rows, 16), 32), 32, 128);
+      },
+      [&](int index, int64_t row0, int64_t rows) {
+        const GemmProduct& p = products[index];
+        const Codes& q = codes[index];
+        const int64_t padded = padded_cols(format, p.w), groups = p.w.groups;
+        const int64_t sub = std::max<int64_t>(kPackedRows, kCodesPerBlock / padded / kPackedRows * kPackedRows);
+        for (int64_t i = 0; i < p.m; i += sub)
+          gemm({p.w, row0, rows, q.codes + i * padded, q.scales + i * groups, q.sums + i * groups, padded,
+                std::min(sub, p.m - i), p.y + i * p.ldy + row0, p.ldy, p.accumulate});
+      });
 }
 
 bool uses_int8(WeightFormat format, bool int8_act) { return int8_act && is_tiled(format); }
 
 }  // namespace
 
+size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, WeightFormat format, const GemmProduct* products, int count,
+                             bool int8_act) {
+  size_t bytes = 0;
+  if (uses_int8(format, int8_act)) {
+    for (int i = 0; i < count; i += kTogether)
+      bytes = std::max(bytes, int8_bytes(format, products + i, std::min(kTogether, count - i)));
+    return bytes;
+  }
+  for (int i = 0; i < count; ++i) {
+    const GemmProduct& p = products[i];
+    if (p.m > gemv_rows(kernels, format))
+      bytes = std::max(bytes, plan_bytes(make_plan(kernels, p.m, p.w.rows, p.w.cols, false), threads));
+  }
+  return bytes;
+}
+
+void gemm_nt(const GemmExec& exec, WeightFormat format, const GemmProduct* products, int count, bool int8_act) {
+  const bool int8 = uses_int8(format, int8_act);
+  const auto streams = [&](const GemmProduct& p) { return p.m > 0 && (int8 || p.m <= gemv_rows(*exec.kernels, format)); };
+  for (int i = 0, n = 1; i < count; i += n, n = 1) {
+    const GemmProduct& p = products[i];
+    if (!streams(p)) {
+      run(exec, {p.m, p.w.rows, p.w.cols, p.x, p.ldx, 1, panel_t(*exec.kernels, format), true, p.w, p.y, p.ldy, p.accumulate}, false);
+      continue;
+    }
+    while (n < kTogether && i + n < count && streams(products[i + n])) ++n;
+    (int8 ? run_int8 : run_gemv)(exec, format, &p, n);
+  }
+}
+
 size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w,
                              bool int8_act) {
-  if (uses_int8(format, int8_act)) return int8_bytes(m, format, w);
-  if (m <= gemv_rows(kernels, format)) return 0;
-  return plan_bytes(make_plan(kernels, m, w.rows, w.cols, false), threads);
+  const GemmProduct one{m, nullptr, w.cols, w, nullptr, w.rows, false};
+  return gemm_nt_scratch_bytes(kernels, threads, format, &one, 1, int8_act);
 }
 
 void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
              float* y, int64_t ldy, bool accumulate, bool int8_act) {
-  if (m <= 0 || w.rows <= 0) return;
-  if (uses_int8(format, int8_act)) return run_int8(exec, m, x, ldx, format, w, y, ldy, accumulate);
-  if (m <= gemv_rows(*exec.kernels, format)) return run_gemv(exec, m, x, ldx, format, w, y, ldy, accumulate);
-  run(exec, {m, w.rows, w.cols, x, ldx, 1, panel_t(*exec.kernels, format), true, w, y, ldy, accumulate}, false);
+  const GemmProduct one{m, x, ldx, w, y, ldy, accumulate};
+  gemm_nt(exec, format, &one, 1, int8_act);
 }
 
 size_t gemm_nn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat, const WeightView& w) {

@@ -23,6 +23,21 @@ size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, int64_t m,
 void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, WeightFormat format, const WeightView& w,
              float* y, int64_t ldy, bool accumulate, bool int8_act = false);
 
+// Several such products over weights of one format. Those that read W as it is (few rows; any number with int8_act) are
+// one loop to the threads, and inputs that follow one another unchanged are quantized once. Bits as of one after another.
+struct GemmProduct {
+  int64_t m;
+  const float* x;
+  int64_t ldx;
+  WeightView w;
+  float* y;
+  int64_t ldy;
+  bool accumulate;
+};
+size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, WeightFormat format, const GemmProduct* products, int count,
+                             bool int8_act);
+void gemm_nt(const GemmExec& exec, WeightFormat format, const GemmProduct* products, int count, bool int8_act);
+
 // dx[m, w.cols] (+)= dy[m, w.rows] W.
 size_t gemm_nn_scratch_bytes(const KernelTable& kernels, int threads, int64_t m, WeightFormat format, const WeightView& w);
 void gemm_nn(const GemmExec& exec, int64_t m, const float* dy, int64_t ldy, WeightFormat format, const WeightView& w,

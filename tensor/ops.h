@@ -19,6 +19,16 @@ Var embed(Context& ctx, Weight* w, const int32_t* ids, int64_t n);
 Var add_positions(Context& ctx, Var x, Weight* w, const int32_t* positions, int64_t offset);
 // x Wᵀ + b: [M, N]; b may be null. packs: pack() follows (after adapters and rope) before anything else reads it.
 Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs = false);
+// Several that do not read one another; those of a token or a few run as one loop (gemm.h). The same bits and nodes as one
+// linear() after another.
+struct Linear {
+  Var x;
+  Weight* w;
+  Weight* b;
+  bool packs;
+  Var y;  // the result
+};
+void linears(Context& ctx, Linear* all, int count);
 // In training with bf16 products: y, just made by linear, rope, attention or an adapter, is rounded to bf16 in place;
 // Recompute::cheap keeps the 16 bits alone. The gradient passes unchanged. Elsewhere: nothing.
 Var pack(Context& ctx, Var y);

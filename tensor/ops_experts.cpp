@@ -160,21 +160,30 @@ void expert_gather_backward(Context& ctx, const Node& node) {
   });
 }
 
-Var expert_linear(Context& ctx, Var x, const Routing& r, Weight* const* w, bool packs) {
+void expert_linears(Context& ctx, const Routing& r, ExpertLinear* all, int count) {
   const ZoneOwner owner(Zone::linear);
-  THIMBLE_CHECK(x.t.rows() == r.slots());
-  bool recorded = ctx.tape && x.id >= 0;
-  for (int64_t e = 0; e < r.experts; ++e) {
-    THIMBLE_CHECK(w[e]->cols == x.t.cols() && w[e]->rows == w[0]->rows);
-    recorded = recorded || (ctx.tape && wants_grad(w[e]));
+  const ArenaScope scope(ctx.scratch);
+  auto* products = static_cast<ForwardProduct*>(ctx.scratch.allocate(size_t(count * r.experts) * sizeof(ForwardProduct), "linears"));
+  int used = 0;
+  for (int i = 0; i < count; ++i) {
+    auto& [x, w, packs, y] = all[i];
+    THIMBLE_CHECK(x.t.rows() == r.slots());
+    bool recorded = ctx.tape && x.id >= 0;
+    for (int64_t e = 0; e < r.experts; ++e) {
+      THIMBLE_CHECK(w[e]->cols == x.t.cols() && w[e]->rows == w[0]->rows);
+      recorded = recorded || (ctx.tape && wants_grad(w[e]));
+    }
+    const int64_t rows = w[0]->rows, cols = x.t.cols();
+    y = packs ? new_packed_value(ctx, r.slots(), rows, recorded) : new_value(ctx, r.slots(), rows, recorded);
+    for (int64_t e = 0; e < r.experts; ++e) {
+      const int64_t first = r.begin[e], n = r.begin[e + 1] - first;
+      if (n > 0) products[used++] = {n, x.t.f32() + first * cols, w[e], y.t.f32() + first * rows};
+    }
   }
-  const int64_t rows = w[0]->rows, cols = x.t.cols();
-  Var y = packs ? new_packed_value(ctx, r.slots(), rows, recorded) : new_value(ctx, r.slots(), rows, recorded);
-  for (int64_t e = 0; e < r.experts; ++e) {
-    const int64_t first = r.begin[e], count = r.begin[e + 1] - first;
-    if (count > 0) weight_forward(ctx, count, x.t.f32() + first * cols, *w[e], y.t.f32() + first * rows, false);
-  }
-  if (recorded) {
+  weight_forward(ctx, products, used);
+  for (int i = 0; i < count; ++i) {
+    const auto& [x, w, packs, y] = all[i];
+    if (y.id < 0) continue;
     auto** group = static_cast<Weight**>(ctx.saved.allocate(size_t(r.experts) * sizeof(Weight*), "expert choices"));
     std::copy_n(w, r.experts, group);
     Node& node = ctx.tape->push(Op::expert_linear);
@@ -187,7 +196,12 @@ Var expert_linear(Context& ctx, Var x, const Routing& r, Weight* const* w, bool 
     node.group = group;
     node.output = replay_target(ctx, y);
   }
-  return y;
+}
+
+Var expert_linear(Context& ctx, Var x, const Routing& r, Weight* const* w, bool packs) {
+  ExpertLinear one{x, w, packs, {}};
+  expert_linears(ctx, r, &one, 1);
+  return one.y;
 }
 
 void expert_linear_backward(Context& ctx, const Node& node) {

@@ -35,6 +35,14 @@ Routing route(Context& ctx, Var logits, int64_t k, ExpertChoice* choice = nullpt
 Var expert_gather(Context& ctx, Var x, const Routing& routing);
 // x [M * k, C], w: one [N, C] per expert, any format -> [M * k, N]. packs: as in linear().
 Var expert_linear(Context& ctx, Var x, const Routing& routing, Weight* const* w, bool packs = false);
+// Several, as linears().
+struct ExpertLinear {
+  Var x;
+  Weight* const* w;
+  bool packs;
+  Var y;  // the result
+};
+void expert_linears(Context& ctx, const Routing& routing, ExpertLinear* all, int count);
 // y [M * k, C] -> [M, C]
 Var expert_combine(Context& ctx, Var y, const Routing& routing);
 

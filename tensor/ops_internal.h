@@ -79,8 +79,15 @@ void replay_activation(Context& ctx, const Node& node);
 void replay_gated(Context& ctx, const Node& node);
 void replay_col_scale(Context& ctx, const Node& node);
 
-// y[m, w.rows] (+)= x[m, w.cols] Wᵀ in the context's precision, and dx[m, w.cols] (+)= dy[m, w.rows] W.
-void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate);
+// y[m, w.rows] = x[m, w.cols] Wᵀ in the context's precision; neighbours of like weights run together (gemm.h).
+struct ForwardProduct {
+  int64_t m;
+  const float* x;
+  const Weight* w;
+  float* y;
+};
+void weight_forward(Context& ctx, const ForwardProduct* products, int count);
+// dx[m, w.cols] (+)= dy[m, w.rows] W.
 void weight_dx(Context& ctx, int64_t m, const float* dy, const Weight& w, float* dx, bool accumulate);
 // y = x Wᵀ in f32, whatever the context's precision.
 void exact_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y);

@@ -26,18 +26,29 @@ ZoneKey product_key(Product product, const Weight& w, Arithmetic arithmetic) {
   return {Zone::linear, product, arithmetic, w.format, static_cast<uint16_t>(is_tiled(w.format) ? w.group : 0)};
 }
 
+ZoneKey forward_key(int64_t m, const Weight& w, Arithmetic arithmetic) {
+  return product_key(m <= kFewRows ? Product::gemv : Product::gemm, w, arithmetic);
+}
+
+// Over weights of one format; bf16: a single one.
+void forward_products(Context& ctx, Arithmetic arithmetic, WeightFormat format, const GemmProduct* products, int count) {
+  const bool bf16 = arithmetic == Arithmetic::bf16, int8_act = arithmetic == Arithmetic::int8;
+  const GemmProduct& p = products[0];
+  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, p.m, p.w)
+                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, format, products, count, int8_act);
+  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
+  if (bf16) return gemm_nt_bf16(exec, p.m, p.x, p.ldx, format, p.w, p.y, p.ldy, p.accumulate);
+  gemm_nt(exec, format, products, count, int8_act);
+}
+
 // Rows of x and y at a distance of their own, in the arithmetic that the caller chose.
 void forward_product(Context& ctx, Arithmetic arithmetic, int64_t m, const float* x, int64_t ldx, const Weight& w, float* y,
                      int64_t ldy, bool accumulate) {
   const ArenaScope scope(ctx.scratch);
-  const ZoneScope zone(product_key(m <= kFewRows ? Product::gemv : Product::gemm, w, arithmetic));
+  const ZoneScope zone(forward_key(m, w, arithmetic));
   count_product(m, w, accumulate);
-  const bool bf16 = arithmetic == Arithmetic::bf16, int8_act = arithmetic == Arithmetic::int8;
-  const size_t bytes = bf16 ? gemm_nt_bf16_scratch_bytes(ctx.kernels, ctx.threads, m, w.view())
-                            : gemm_nt_scratch_bytes(ctx.kernels, ctx.threads, m, w.format, w.view(), int8_act);
-  const GemmExec exec{&ctx.kernels, ctx.threads, ctx.scratch.allocate(bytes, "gemm panels"), bytes};
-  if (bf16) return gemm_nt_bf16(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate);
-  gemm_nt(exec, m, x, ldx, w.format, w.view(), y, ldy, accumulate, int8_act);
+  const GemmProduct one{m, x, ldx, w.view(), y, ldy, accumulate};
+  forward_products(ctx, arithmetic, w.format, &one, 1);
 }
 
 void dx_product(Context& ctx, Arithmetic arithmetic, int64_t m, const float* dy, int64_t ldy, const Weight& w, float* dx,
@@ -68,6 +79,10 @@ Arithmetic arithmetic_of(const Context& ctx) {
   return ctx.precision == Precision::bf16 ? Arithmetic::bf16 : Arithmetic::f32;
 }
 
+Arithmetic forward_arithmetic(const Context& ctx, const Weight& w) {
+  return ctx.precision == Precision::int8_act && is_tiled(w.format) ? Arithmetic::int8 : arithmetic_of(ctx);
+}
+
 // Below this rank, rounding x to bf16 costs more than bf16 products save.
 Arithmetic thin_arithmetic(const Context& ctx, const Weight& w) {
   constexpr int64_t kThinRank = 32;
@@ -76,11 +91,22 @@ Arithmetic thin_arithmetic(const Context& ctx, const Weight& w) {
 
 }  // namespace
 
-void weight_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y, bool accumulate) {
-  const ArenaScope scope(ctx.scratch);
-  const bool int8_act = ctx.precision == Precision::int8_act && is_tiled(w.format);
-  if (w.perm) x = gather_columns(ctx, m, x, w);
-  forward_product(ctx, int8_act ? Arithmetic::int8 : arithmetic_of(ctx), m, x, w.cols, w, y, w.rows, accumulate);
+void weight_forward(Context& ctx, const ForwardProduct* products, int count) {
+  constexpr int kMost = 16;
+  GemmProduct together[kMost];
+  const auto key_of = [&](const ForwardProduct& p) { return forward_key(p.m, *p.w, forward_arithmetic(ctx, *p.w)); };
+  for (int i = 0, n = 0; i < count; i += n) {
+    const ArenaScope scope(ctx.scratch);
+    const ZoneKey key = key_of(products[i]);
+    const int most = key.arithmetic == Arithmetic::bf16 ? 1 : kMost;
+    for (n = 0; n < most && i + n < count && key_of(products[i + n]) == key; ++n) {
+      const auto& [m, x, w, y] = products[i + n];
+      together[n] = {m, w->perm ? gather_columns(ctx, m, x, *w) : x, w->cols, w->view(), y, w->rows, false};
+    }
+    const ZoneScope zone(key);
+    for (int j = 0; j < n; ++j) count_product(products[i + j].m, *products[i + j].w, false);
+    forward_products(ctx, key.arithmetic, products[i].w->format, together, n);
+  }
 }
 
 void exact_forward(Context& ctx, int64_t m, const float* x, const Weight& w, float* y) {
@@ -129,22 +155,30 @@ void bias_grad(Context& ctx, int64_t m, const float* dy, Weight* b) {
   });
 }
 
-Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs) {
+void linears(Context& ctx, Linear* all, int count) {
   const ZoneOwner owner(Zone::linear);
-  const int64_t m = x.t.rows();
-  THIMBLE_CHECK(x.t.cols() == w->cols);
-  const bool recorded = ctx.tape && (x.id >= 0 || wants_grad(w) || wants_grad(b));
-  Var y = packs ? new_packed_value(ctx, m, w->rows, recorded) : new_value(ctx, m, w->rows, recorded);
-  weight_forward(ctx, m, x.t.f32(), *w, y.t.f32(), false);
-  if (b && *b) {
-    THIMBLE_ZONE(linear);
-    float* out = y.t.f32();
-    count_elements(m * w->rows, 1, 8);
-    for_rows(ctx, m, w->rows, [&](int64_t r, int64_t count, int64_t) {
-      ctx.kernels.bias_add({count, w->rows, out + r * w->rows, w->rows, b->f32()});
-    });
+  const ArenaScope scope(ctx.scratch);
+  auto* products = static_cast<ForwardProduct*>(ctx.scratch.allocate(size_t(count) * sizeof(ForwardProduct), "linears"));
+  for (int i = 0; i < count; ++i) {
+    Linear& one = all[i];
+    const int64_t m = one.x.t.rows();
+    THIMBLE_CHECK(one.x.t.cols() == one.w->cols);
+    const bool recorded = ctx.tape && (one.x.id >= 0 || wants_grad(one.w) || wants_grad(one.b));
+    one.y = one.packs ? new_packed_value(ctx, m, one.w->rows, recorded) : new_value(ctx, m, one.w->rows, recorded);
+    products[i] = {m, one.x.t.f32(), one.w, one.y.t.f32()};
   }
-  if (recorded) {
+  weight_forward(ctx, products, count);
+  for (int i = 0; i < count; ++i) {
+    const auto& [x, w, b, packs, y] = all[i];
+    const int64_t m = x.t.rows(), rows = w->rows;
+    if (b && *b) {
+      THIMBLE_ZONE(linear);
+      count_elements(m * rows, 1, 8);
+      for_rows(ctx, m, rows, [&, out = y.t.f32(), bias = b->f32()](int64_t r, int64_t n, int64_t) {
+        ctx.kernels.bias_add({n, rows, out + r * rows, rows, bias});
+      });
+    }
+    if (y.id < 0) continue;
     Node& node = ctx.tape->push(Op::linear);
     node.in[0] = x.id;
     node.out = y.id;
@@ -154,7 +188,12 @@ Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs) {
     node.saved[0] = x.t.f32();
     node.output = replay_target(ctx, y);
   }
-  return y;
+}
+
+Var linear(Context& ctx, Var x, Weight* w, Weight* b, bool packs) {
+  Linear one{x, w, b, packs, {}};
+  linears(ctx, &one, 1);
+  return one.y;
 }
 
 void linear_backward(Context& ctx, const Node& node) {

@@ -30,7 +30,8 @@ double dense_cross_entropy(Context& ctx, Var hidden, Weight* head, Weight* bias,
   for (int64_t r = 0; r < rows; r += step) {
     const int64_t n = std::min(step, rows - r);
     count_elements(n * vocab, 5, recorded ? 8 : 4);
-    weight_forward(ctx, n, hidden.t.f32() + r * cols, *head, logits, false);
+    const ForwardProduct product{n, hidden.t.f32() + r * cols, head, logits};
+    weight_forward(ctx, &product, 1);
     for_rows(ctx, n, vocab, [&](int64_t i, int64_t count, int64_t) {
       if (bias && *bias) ctx.kernels.bias_add({count, vocab, logits + i * vocab, vocab, bias->f32()});
       const float* x = values + i * vocab;

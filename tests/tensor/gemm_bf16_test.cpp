@@ -249,7 +249,8 @@ TEST(GemmBf16, ProductsOfWeightsFollowThePrecisionOfTheContext) {
       dx->assign(static_cast<size_t>(m * cols), 0);
       dw->assign(static_cast<size_t>(rows * cols), 0);
       w.grad = dw->data();
-      weight_forward(ctx, m, x.data(), w, y->data(), false);
+      const ForwardProduct product{m, x.data(), &w, y->data()};
+      weight_forward(ctx, &product, 1);
       weight_dx(ctx, m, dy.data(), w, dx->data(), false);
       weight_dw(ctx, m, dy.data(), x.data(), &w);
     };

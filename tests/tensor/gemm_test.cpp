@@ -148,6 +148,48 @@ TEST(GemmDriver, ARowDoesNotDependOnTheOthersNorOnThreads) {
   }
 }
 
+// Products of different sizes, some with the input of the one before, some of rows enough for packing, one of none: more of
+// them than run in one loop.
+TEST(GemmDriver, SeveralProductsGiveTheBitsOfEach) {
+  Random random(12);
+  struct Part {
+    int64_t m, rows, cols;
+    bool same_input;
+  };
+  const Part kinds[] = {{1, 83, 299, false}, {1, 40, 299, true}, {3, 16, 64, false}, {3, 129, 64, true}, {0, 20, 64, true},
+                        {40, 50, 64, false}, {2, 7, 130, false}, {1, 300, 33, false}};
+  std::vector<Part> parts;
+  for (int i = 0; i < 5; ++i) parts.insert(parts.end(), std::begin(kinds), std::end(kinds));
+  for (const KernelTable& t : supported_tables()) {
+    for (const WeightFormat f : kFormats) {
+      for (const bool int8_act : {false, true}) {
+        if (int8_act && !is_tiled(f)) continue;
+        SCOPED_TRACE(std::string(tier_name(t.tier)) + " " + format_name(f) + (int8_act ? " int8" : ""));
+        std::vector<std::vector<float>> inputs, wanted;
+        std::vector<WeightData> weights;
+        for (const Part& p : parts) {
+          weights.emplace_back(f, p.rows, p.cols, is_tiled(f) ? 32 : 0, false, random, 0);
+          inputs.push_back(p.same_input ? std::vector<float>{} : random_floats(random, p.m * p.cols));
+        }
+        const auto input = [&](size_t i) -> const std::vector<float>& { return inputs[parts[i].same_input ? i - 1 : i]; };
+        for (size_t i = 0; i < parts.size(); ++i) wanted.push_back(nt(t, 1, parts[i].m, input(i), weights[i], int8_act));
+        for (const int threads : {1, 3}) {
+          std::vector<std::vector<float>> got;
+          for (const Part& p : parts) got.emplace_back(static_cast<size_t>(p.m * p.rows), 99.0f);
+          std::vector<GemmProduct> products;
+          for (size_t i = 0; i < parts.size(); ++i)
+            products.push_back({parts[i].m, input(i).data(), parts[i].cols, weights[i].view, got[i].data(), parts[i].rows, false});
+          const int count = static_cast<int>(products.size());
+          Scratch scratch(gemm_nt_scratch_bytes(t, threads, f, products.data(), count, int8_act));
+          gemm_nt({&t, threads, scratch.data(), scratch.size}, f, products.data(), count, int8_act);
+          EXPECT_TRUE(scratch.intact());
+          EXPECT_EQ(got, wanted) << "threads=" << threads;
+        }
+      }
+    }
+  }
+}
+
 TEST(GemmDriver, SlicesOfTheDepthContinueTheChain) {
   Random random(3);
   for (KernelTable t : supported_tables()) {
