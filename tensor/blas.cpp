@@ -2,6 +2,8 @@
 
 #include <cblas.h>
 #include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cctype>
@@ -9,14 +11,74 @@
 
 #include "tensor/error.h"
 
-// LAPACK's Fortran entry points inside OpenBLAS; no header of this package declares them.
-extern "C" {
-void dpotrf_(const char* uplo, const int* n, double* a, const int* lda, int* info);
-void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info);
-}
-
 namespace thimble {
 namespace {
+
+// OpenBLAS starts a thread per core while it is loaded, and they spin for a tenth of a second beside the first products of
+// every command, which then took six times as long in half of all runs. Few commands need the library: it is loaded by the
+// first call, with one thread.
+struct OpenBlas {
+  decltype(&cblas_sgemm) sgemm;
+  decltype(&openblas_get_num_threads) get_threads;
+  decltype(&openblas_set_num_threads) set_threads;
+  decltype(&openblas_get_parallel) parallel;
+  decltype(&openblas_get_corename) core;
+  decltype(&openblas_get_config) config;
+  // LAPACK's Fortran entry points.
+  void (*dpotrf)(const char* uplo, const int* n, double* a, const int* lda, int* info);
+  void (*spotrf)(const char* uplo, const int* n, float* a, const int* lda, int* info);
+};
+
+[[noreturn]] void fail_load() {
+  const char* why = ::dlerror();
+  throw Error(ErrorCode::unsupported, std::string("OpenBLAS: ") + (why ? why : "cannot be loaded"),
+              "install it: apt install libopenblas0-pthread");
+}
+
+template <class Function>
+void find(void* library, const char* name, Function** function) {
+  *function = reinterpret_cast<Function*>(::dlsym(library, name));
+  if (!*function) fail_load();
+}
+
+OpenBlas load() {
+  ::setenv("OPENBLAS_NUM_THREADS", "1", 1);
+  void* const library = ::dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+  if (!library) fail_load();
+  OpenBlas blas{};
+  find(library, "cblas_sgemm", &blas.sgemm);
+  find(library, "openblas_get_num_threads", &blas.get_threads);
+  find(library, "openblas_set_num_threads", &blas.set_threads);
+  find(library, "openblas_get_parallel", &blas.parallel);
+  find(library, "openblas_get_corename", &blas.core);
+  find(library, "openblas_get_config", &blas.config);
+  find(library, "dpotrf_", &blas.dpotrf);
+  find(library, "spotrf_", &blas.spotrf);
+  return blas;
+}
+
+const OpenBlas& open_blas() {
+  static const OpenBlas blas = load();
+  return blas;
+}
+
+// To compute with. OpenBLAS asks for its buffer of 128 MB at the first computation, and for ever where a limit refuses it.
+const OpenBlas& ready_blas() {
+  static const OpenBlas& ready = []() -> const OpenBlas& {
+    const OpenBlas& blas = open_blas();
+    constexpr size_t kBytes = size_t{129} << 20;  // and what malloc adds
+    void* const room = ::mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+      throw Error(ErrorCode::budget, "OpenBLAS: the system refused 135 MB of address space", "raise the limit (ulimit -v)");
+    ::munmap(room, kBytes);
+    const int n = 1;
+    float one = 1;
+    int info = 0;
+    blas.spotrf("U", &n, &one, &n, &info);
+    return blas;
+  }();
+  return ready;
+}
 
 int blas_int(int64_t x, const char* what) {
   if (x < 0 || x > std::numeric_limits<int>::max())
@@ -27,11 +89,11 @@ int blas_int(int64_t x, const char* what) {
 // The threads of OpenBLAS are a global of that library.
 class BlasThreads {
  public:
-  explicit BlasThreads(int threads) : before_(openblas_get_num_threads()) {
-    if (threads != before_) openblas_set_num_threads(threads);
+  explicit BlasThreads(int threads) : before_(ready_blas().get_threads()) {
+    if (threads != before_) ready_blas().set_threads(threads);
   }
   ~BlasThreads() {
-    if (openblas_get_num_threads() != before_) openblas_set_num_threads(before_);
+    if (ready_blas().get_threads() != before_) ready_blas().set_threads(before_);
   }
   BlasThreads(const BlasThreads&) = delete;
   BlasThreads& operator=(const BlasThreads&) = delete;
@@ -56,13 +118,14 @@ int64_t factor(int64_t n, T* a, int64_t lda, Potrf potrf) {
 }  // namespace
 
 BlasInfo blas_info() {
+  const OpenBlas& blas = open_blas();
   BlasInfo info;
   Dl_info library{};
-  if (::dladdr(reinterpret_cast<const void*>(&openblas_get_config), &library) != 0 && library.dli_fname) info.path = library.dli_fname;
-  const int parallel = openblas_get_parallel();
+  if (::dladdr(reinterpret_cast<const void*>(blas.config), &library) != 0 && library.dli_fname) info.path = library.dli_fname;
+  const int parallel = blas.parallel();
   info.flavour = parallel == OPENBLAS_OPENMP ? "openmp" : parallel == OPENBLAS_THREAD ? "pthread" : "sequential";
-  info.core = openblas_get_corename();
-  info.config = openblas_get_config();
+  info.core = blas.core();
+  info.config = blas.config();
   return info;
 }
 
@@ -72,15 +135,15 @@ bool blas_core_is_avx512(const std::string& core) {
   return lower == "skylakex" || lower == "cooperlake" || lower == "sapphirerapids";
 }
 
-int64_t cholesky(int64_t n, double* a, int64_t lda) { return factor(n, a, lda, dpotrf_); }
-int64_t cholesky(int64_t n, float* a, int64_t lda) { return factor(n, a, lda, spotrf_); }
+int64_t cholesky(int64_t n, double* a, int64_t lda) { return factor(n, a, lda, ready_blas().dpotrf); }
+int64_t cholesky(int64_t n, float* a, int64_t lda) { return factor(n, a, lda, ready_blas().spotrf); }
 
 void blas_sgemm_nt(int threads, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                    float* c, int64_t ldc) {
   const BlasThreads scope(threads);
   const auto narrow = [](int64_t x) { return blas_int(x, "blas_sgemm_nt"); };
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(m), narrow(n), narrow(k), 1.0f, a, narrow(lda), b, narrow(ldb),
-              0.0f, c, narrow(ldc));
+  ready_blas().sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(m), narrow(n), narrow(k), 1.0f, a, narrow(lda), b,
+                    narrow(ldb), 0.0f, c, narrow(ldc));
 }
 
 }  // namespace thimble

@@ -41,12 +41,27 @@ class OpenMpStart {
   }
 };
 
+// Schedulers let two spinning threads share a CPU for tens of milliseconds beside an idle one, and every region then takes
+// turns of theirs instead of a microsecond. The thread that finds itself where the first one runs goes elsewhere, and may
+// be moved anywhere again.
+void leave_cpu(int cpu) {
+  cpu_set_t mine, others;
+  if (sched_getaffinity(0, sizeof mine, &mine) != 0) return;
+  others = mine;
+  CPU_CLR(static_cast<size_t>(cpu), &others);
+  if (CPU_COUNT(&others) == 0) return;
+  sched_setaffinity(0, sizeof others, &others);
+  sched_setaffinity(0, sizeof mine, &mine);
+}
+
 // A function of its own: compilers ask for the thread's number, which starts the runtime, on entry.
 [[gnu::noinline]] void run_team(int team, int64_t chunks, ParallelBody body, void* context) {
   std::atomic<int64_t> next{0};
+  const int first_cpu = team <= available_threads() ? sched_getcpu() : -1;
 #pragma omp parallel num_threads(team)
   {
     const int thread = omp_get_thread_num();
+    if (thread > 0 && sched_getcpu() == first_cpu) leave_cpu(first_cpu);
     for (int64_t c = next.fetch_add(1, std::memory_order_relaxed); c < chunks;
          c = next.fetch_add(1, std::memory_order_relaxed))
       body(context, c, thread);

@@ -3,11 +3,16 @@
 #include "tensor/blas.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <vector>
 
+#include "tensor/error.h"
 #include "tensor/rng.h"
 
 namespace thimble {
@@ -84,6 +89,31 @@ TEST(Blas, TheLoadedLibraryIsNamedAndBringsNoSecondOpenMP) {
   EXPECT_NE(info.flavour, "openmp") << "install libopenblas-pthread-dev and choose it with update-alternatives";
   EXPECT_TRUE(blas_core_is_avx512("SkylakeX"));
   EXPECT_FALSE(blas_core_is_avx512("Haswell"));
+}
+
+// Loads the library, leaves it no room for its buffer, and computes.
+[[noreturn]] void compute_without_room() {
+  blas_info();
+  const auto threads = std::filesystem::directory_iterator("/proc/self/task");
+  if (std::distance(begin(threads), end(threads)) != 1) ::_exit(2);
+  std::ifstream statm("/proc/self/statm");
+  rlim_t pages = 0;
+  statm >> pages;
+  const rlim_t bytes = pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE)) + (rlim_t{64} << 20);
+  const rlimit limit{bytes, bytes};
+  if (::setrlimit(RLIMIT_AS, &limit) != 0) ::_exit(3);
+  double a = 4;
+  try {
+    cholesky(1, &a, 1);
+  } catch (const Error& e) {
+    ::_exit(e.code() == ErrorCode::budget ? 0 : 4);
+  }
+  ::_exit(5);
+}
+
+TEST(Blas, LoadsWithoutThreadsAndALimitOnMemoryIsAnError) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(compute_without_room(), testing::ExitedWithCode(0), "");
 }
 
 }  // namespace
