@@ -36,7 +36,7 @@ std::string zone_row_name(const ZoneKey& key);
 
 struct ZoneRow {
   ZoneKey key;
-  int64_t calls = 0, nanoseconds = 0;  // without the zones inside
+  int64_t calls = 0, nanoseconds = 0;  // without the zones inside; like products of one input are one call
   int64_t ticks = 0;                   // the same, in ticks of the clock that zones read
   double flops = 0, bytes = 0;         // bytes: traffic that cannot be avoided, every operand once
 };
