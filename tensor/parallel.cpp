@@ -41,27 +41,51 @@ class OpenMpStart {
   }
 };
 
-// Schedulers let two spinning threads share a CPU for tens of milliseconds beside an idle one, and every region then takes
-// turns of theirs instead of a microsecond. The thread that finds itself where the first one runs goes elsewhere, and may
-// be moved anywhere again.
-void leave_cpu(int cpu) {
-  cpu_set_t mine, others;
-  if (sched_getaffinity(0, sizeof mine, &mine) != 0) return;
-  others = mine;
-  CPU_CLR(static_cast<size_t>(cpu), &others);
-  if (CPU_COUNT(&others) == 0) return;
-  sched_setaffinity(0, sizeof others, &others);
-  sched_setaffinity(0, sizeof mine, &mine);
-}
+// Where the threads of a team last ran. Schedulers let two spinning threads share a CPU for tens of milliseconds beside an
+// idle one, and every region then takes turns of theirs instead of a microsecond. So a thread that finds itself where one
+// before it runs goes to a CPU without any of the team; it stays free to be moved anywhere.
+class TeamCpus {
+ public:
+  TeamCpus() {
+    for (std::atomic<int>& cpu : at_) cpu = -1;
+  }
+  void part(int thread, int team) {
+    const int cpu = sched_getcpu();
+    // Written when it changes only, so that all keep the line in their caches.
+    if (at_[thread].load(std::memory_order_relaxed) != cpu) at_[thread].store(cpu, std::memory_order_relaxed);
+    if (stands_at(cpu, thread)) leave(team);
+  }
+  static constexpr int kMost = 64;
+
+ private:
+  bool stands_at(int cpu, int threads) const {
+    for (int i = 0; i < threads; ++i)
+      if (at_[i].load(std::memory_order_relaxed) == cpu) return true;
+    return false;
+  }
+  void leave(int team) const {
+    cpu_set_t mine, free;
+    if (sched_getaffinity(0, sizeof mine, &mine) != 0) return;
+    free = mine;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(static_cast<size_t>(cpu), &free) && stands_at(cpu, team)) CPU_CLR(static_cast<size_t>(cpu), &free);
+    if (CPU_COUNT(&free) == 0) return;
+    sched_setaffinity(0, sizeof free, &free);
+    sched_setaffinity(0, sizeof mine, &mine);
+  }
+
+  std::atomic<int> at_[kMost];
+};
 
 // A function of its own: compilers ask for the thread's number, which starts the runtime, on entry.
 [[gnu::noinline]] void run_team(int team, int64_t chunks, ParallelBody body, void* context) {
+  static thread_local TeamCpus my_team;
+  TeamCpus* const cpus = team <= std::min(available_threads(), TeamCpus::kMost) ? &my_team : nullptr;
   std::atomic<int64_t> next{0};
-  const int first_cpu = team <= available_threads() ? sched_getcpu() : -1;
 #pragma omp parallel num_threads(team)
   {
     const int thread = omp_get_thread_num();
-    if (thread > 0 && sched_getcpu() == first_cpu) leave_cpu(first_cpu);
+    if (cpus) cpus->part(thread, team);
     for (int64_t c = next.fetch_add(1, std::memory_order_relaxed); c < chunks;
          c = next.fetch_add(1, std::memory_order_relaxed))
       body(context, c, thread);

@@ -1,12 +1,14 @@
 // Random numbers, parallel loops, environment and errors.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <set>
 #include <string>
 #include <thread>
@@ -110,6 +112,34 @@ TEST(Parallel, ThreadNumbersAreDistinctAtATime) {
   EXPECT_FALSE(clash);
   EXPECT_GE(available_threads(), 1);
   EXPECT_EQ(std::string(openmp_runtime()).compare(0, 3, "lib"), 0);
+}
+
+// A thread that is put onto the CPU of the first one may leave it, and may go anywhere afterwards.
+TEST(Parallel, ThreadsThatPartKeepTheirAffinity) {
+  cpu_set_t all;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof all, &all), 0);
+  if (CPU_COUNT(&all) < 2 || available_threads() < 2) GTEST_SKIP() << "one CPU";
+  std::atomic<int> put{0}, changed{0}, rounds{0};
+  while ((rounds < 40 || put < 50) && rounds++ < 5000) {
+    const int first = ::sched_getcpu();
+    parallel_for(2, 64, [&](int64_t, int thread) {
+      const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
+      while (std::chrono::steady_clock::now() < until) {
+      }
+      if (thread == 0) return;
+      cpu_set_t here;
+      CPU_ZERO(&here);
+      CPU_SET(static_cast<size_t>(first), &here);
+      put += ::sched_setaffinity(0, sizeof here, &here) == 0;
+      ::sched_setaffinity(0, sizeof all, &all);
+    });
+    parallel_for(2, 64, [&](int64_t, int) {
+      cpu_set_t mine;
+      changed += ::sched_getaffinity(0, sizeof mine, &mine) != 0 || !CPU_EQUAL(&mine, &all);
+    });
+  }
+  EXPECT_GE(put, 50);
+  EXPECT_EQ(changed, 0);
 }
 
 // What a process leaves that is killed while libomp starts (an empty file, or one of zeros) under the id of this one. Ends
