@@ -14,9 +14,9 @@
 namespace thimble {
 namespace {
 
-// OpenBLAS starts a thread per core while it is loaded, and they spin for a tenth of a second beside the first products of
-// every command, which then took six times as long in half of all runs. Few commands need the library: it is loaded by the
-// first call, with one thread.
+// OpenBLAS starts a thread per core while it is loaded, and they spin for a tenth of a second: beside the first products of
+// a command, which then often took six times as long. Few commands need the library: the first call loads it, with one
+// thread.
 struct OpenBlas {
   decltype(&cblas_sgemm) sgemm;
   decltype(&openblas_get_num_threads) get_threads;

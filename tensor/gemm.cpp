@@ -387,7 +387,7 @@ size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, WeightForm
 
 void gemm_nt(const GemmExec& exec, WeightFormat format, const GemmProduct* products, int count, bool int8_act) {
   const bool int8 = uses_int8(format, int8_act);
-  const auto streams = [&](const GemmProduct& p) { return p.m > 0 && (int8 || p.m <= gemv_rows(*exec.kernels, format)); };
+  const auto streams = [&](const GemmProduct& p) { return int8 || (p.m > 0 && p.m <= gemv_rows(*exec.kernels, format)); };
   for (int i = 0, n = 1; i < count; i += n, n = 1) {
     const GemmProduct& p = products[i];
     if (!streams(p)) {
