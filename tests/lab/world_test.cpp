@@ -76,7 +76,7 @@ TEST(World, LeavesRoomForPersonalization) {
 }
 
 TEST(World, MoreHistoryIsBetter) {
-  for (const std::string& task : {"LaMP_1", "LaMP_2", "LaMP_3"}) {
+  for (const std::string task : {"LaMP_1", "LaMP_2", "LaMP_3"}) {
     double last = 0;
     for (int64_t n : {1, 8, 64}) {
       const double now = primary(make_world(dials(task, n))).history;
@@ -88,7 +88,7 @@ TEST(World, MoreHistoryIsBetter) {
 
 // Who may look at the latest items only knows less, of the same data.
 TEST(World, BestScoresFromTheLatestItems) {
-  for (const std::string& task : {"LaMP_1", "LaMP_2", "LaMP_3"}) {
+  for (const std::string task : {"LaMP_1", "LaMP_2", "LaMP_3"}) {
     WorldDials d = dials(task);
     for (const double drift : {0.0, 0.5}) {
       d.drift = drift;
@@ -102,7 +102,7 @@ TEST(World, BestScoresFromTheLatestItems) {
 }
 
 TEST(World, NoiseReplacesAnswers) {
-  for (const std::string& task : {"LaMP_2", "LaMP_3", "LaMP_1"}) {
+  for (const std::string task : {"LaMP_2", "LaMP_3", "LaMP_1"}) {
     WorldDials d = dials(task, 96);
     d.people = 60;
     d.noise = 0.3;
