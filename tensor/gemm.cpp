@@ -189,12 +189,10 @@ int64_t stream_block(int64_t rows, int threads) {
 }
 
 // Chunks of several products in one loop: body(product, first row of W, rows).
-constexpr int kTogether = 16;
-
 template <class BlockOf, class Body>
 void run_together(int threads, const GemmProduct* products, int count, BlockOf&& block_of, Body&& body) {
-  THIMBLE_DCHECK(count <= kTogether);
-  int64_t blocks[kTogether], ends[kTogether], chunks = 0;
+  THIMBLE_DCHECK(count <= kGemmTogether);
+  int64_t blocks[kGemmTogether], ends[kGemmTogether], chunks = 0;
   for (int i = 0; i < count; ++i) {
     blocks[i] = block_of(products[i]);
     ends[i] = chunks += ceil_div(products[i].w.rows, blocks[i]);
@@ -307,8 +305,8 @@ size_t codes_bytes(WeightFormat format, const GemmProduct& p) {
   return static_cast<size_t>(round_up(p.m * padded_cols(format, p.w), kAlign));
 }
 size_t int8_bytes(WeightFormat format, const GemmProduct& p) {
-  const size_t parameters = static_cast<size_t>(p.m * p.w.groups) * (sizeof(float) + sizeof(int32_t));
-  return codes_bytes(format, p) + (parameters + kAlign - 1) / kAlign * kAlign;
+  constexpr int64_t kPerGroup = sizeof(float) + sizeof(int32_t);
+  return codes_bytes(format, p) + static_cast<size_t>(round_up(p.m * p.w.groups * kPerGroup, kAlign));
 }
 bool same_codes(const GemmProduct& a, const GemmProduct& b) {
   return a.x == b.x && a.m == b.m && a.ldx == b.ldx && a.w.cols == b.w.cols && a.w.group == b.w.group;
@@ -337,7 +335,7 @@ Codes quantize_input(const GemmExec& exec, WeightFormat format, const GemmProduc
 void run_int8(const GemmExec& exec, WeightFormat format, const GemmProduct* products, int count) {
   THIMBLE_CHECK(exec.scratch_bytes >= int8_bytes(format, products, count));
   const KernelTable& k = *exec.kernels;
-  Codes codes[kTogether];
+  Codes codes[kGemmTogether];
   std::byte* at = aligned<std::byte>(exec.scratch);
   for (int i = 0; i < count; ++i) {
     if (i > 0 && same_codes(products[i], products[i - 1])) {
@@ -373,8 +371,8 @@ size_t gemm_nt_scratch_bytes(const KernelTable& kernels, int threads, WeightForm
                              bool int8_act) {
   size_t bytes = 0;
   if (uses_int8(format, int8_act)) {
-    for (int i = 0; i < count; i += kTogether)
-      bytes = std::max(bytes, int8_bytes(format, products + i, std::min(kTogether, count - i)));
+    for (int i = 0; i < count; i += kGemmTogether)
+      bytes = std::max(bytes, int8_bytes(format, products + i, std::min(kGemmTogether, count - i)));
     return bytes;
   }
   for (int i = 0; i < count; ++i) {
@@ -394,7 +392,7 @@ void gemm_nt(const GemmExec& exec, WeightFormat format, const GemmProduct* produ
       run(exec, {p.m, p.w.rows, p.w.cols, p.x, p.ldx, 1, panel_t(*exec.kernels, format), true, p.w, p.y, p.ldy, p.accumulate}, false);
       continue;
     }
-    while (n < kTogether && i + n < count && streams(products[i + n])) ++n;
+    while (n < kGemmTogether && i + n < count && streams(products[i + n])) ++n;
     (int8 ? run_int8 : run_gemv)(exec, format, &p, n);
   }
 }

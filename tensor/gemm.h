@@ -25,6 +25,7 @@ void gemm_nt(const GemmExec& exec, int64_t m, const float* x, int64_t ldx, Weigh
 
 // Several such products over weights of one format. Those that read W as it is (few rows; any number with int8_act) are
 // one loop to the threads, and inputs that follow one another unchanged are quantized once. Bits as of one after another.
+constexpr int kGemmTogether = 16;  // products in a loop
 struct GemmProduct {
   int64_t m;
   const float* x;

@@ -164,7 +164,6 @@ void expert_linears(Context& ctx, const Routing& r, ExpertLinear* all, int count
   const ZoneOwner owner(Zone::linear);
   const ArenaScope scope(ctx.scratch);
   auto* products = static_cast<ForwardProduct*>(ctx.scratch.allocate(size_t(count * r.experts) * sizeof(ForwardProduct), "linears"));
-  int used = 0;
   for (int i = 0; i < count; ++i) {
     auto& [x, w, packs, y] = all[i];
     THIMBLE_CHECK(x.t.rows() == r.slots());
@@ -173,11 +172,15 @@ void expert_linears(Context& ctx, const Routing& r, ExpertLinear* all, int count
       THIMBLE_CHECK(w[e]->cols == x.t.cols() && w[e]->rows == w[0]->rows);
       recorded = recorded || (ctx.tape && wants_grad(w[e]));
     }
-    const int64_t rows = w[0]->rows, cols = x.t.cols();
-    y = packs ? new_packed_value(ctx, r.slots(), rows, recorded) : new_value(ctx, r.slots(), rows, recorded);
-    for (int64_t e = 0; e < r.experts; ++e) {
-      const int64_t first = r.begin[e], n = r.begin[e + 1] - first;
-      if (n > 0) products[used++] = {n, x.t.f32() + first * cols, w[e], y.t.f32() + first * rows};
+    y = packs ? new_packed_value(ctx, r.slots(), w[0]->rows, recorded) : new_value(ctx, r.slots(), w[0]->rows, recorded);
+  }
+  // The products of one input stand together: it is quantized once.
+  int used = 0;
+  for (int64_t e = 0; e < r.experts; ++e) {
+    const int64_t first = r.begin[e], n = r.begin[e + 1] - first;
+    for (int i = 0; i < count && n > 0; ++i) {
+      const auto& [x, w, packs, y] = all[i];
+      products[used++] = {n, x.t.f32() + first * w[e]->cols, w[e], y.t.f32() + first * w[e]->rows};
     }
   }
   weight_forward(ctx, products, used);

@@ -92,13 +92,12 @@ Arithmetic thin_arithmetic(const Context& ctx, const Weight& w) {
 }  // namespace
 
 void weight_forward(Context& ctx, const ForwardProduct* products, int count) {
-  constexpr int kMost = 16;
-  GemmProduct together[kMost];
+  GemmProduct together[kGemmTogether];
   const auto key_of = [&](const ForwardProduct& p) { return forward_key(p.m, *p.w, forward_arithmetic(ctx, *p.w)); };
   for (int i = 0, n = 0; i < count; i += n) {
     const ArenaScope scope(ctx.scratch);
     const ZoneKey key = key_of(products[i]);
-    const int most = key.arithmetic == Arithmetic::bf16 ? 1 : kMost;
+    const int most = key.arithmetic == Arithmetic::bf16 ? 1 : kGemmTogether;
     for (n = 0; n < most && i + n < count && key_of(products[i + n]) == key; ++n) {
       const auto& [m, x, w, y] = products[i + n];
       together[n] = {m, w->perm ? gather_columns(ctx, m, x, *w) : x, w->cols, w->view(), y, w->rows, false};
