@@ -8,6 +8,7 @@
 #include <set>
 
 #include "models/io/json.h"
+#include "models/io/quant_config.h"
 #include "models/tokenizer/regex.h"
 #include "tensor/error.h"
 #include "tensor/file.h"
@@ -106,8 +107,7 @@ void refuse_fields(const JsonObject& o) {
                           "alora_invocation_tokens", "arrow_config", "use_bdlora", "monteclora_config", "kasa_config", "ensure_weight_tying"})
     if (given(key)) refuse(path, fmt::format("field \"{}\"", key), "merge the adapter with PEFT and load the merged model");
   if (const nlohmann::json* init = o.find("init_lora_weights"); init && init->is_string()) {
-    std::string name = init->get<std::string>();
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char ch) { return static_cast<char>(std::tolower(ch)); });
+    const std::string name = lower_case(init->get<std::string>());
     if (name != "gaussian" && name != "eva" && name != "orthogonal")
       refuse(path, fmt::format("field \"init_lora_weights\": {}", quote_for_message(init->get<std::string>())),
              "PEFT changes the base model when it loads such an adapter; save it as plain LoRA "
@@ -284,11 +284,7 @@ AdapterConfig read_adapter_config(const std::string& path) {
   // null: what PEFT adapts by default in the family of the base model.
   const nlohmann::json* targets = o.find("target_modules");
   if (!targets && !json.contains("target_modules")) o.fail("target_modules", "a list of module names, a regular expression, or all-linear");
-  if (targets && targets->is_string()) {
-    std::string text = targets->get<std::string>();
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char ch) { return static_cast<char>(std::tolower(ch)); });
-    c.all_linear = text == "all-linear";
-  }
+  if (targets && targets->is_string()) c.all_linear = lower_case(targets->get<std::string>()) == "all-linear";
   if (!c.all_linear) c.targets = module_names(o, "target_modules");
   c.exclude = module_names(o, "exclude_modules");
   if (c.kind == AdapterKind::ia3) c.feedforward = module_names(o, "feedforward_modules");

@@ -51,7 +51,7 @@ int64_t median_piece_length(const Tokenizer& tokenizer) {
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     const std::string& piece = tokenizer.token(id);
     if (piece.empty()) continue;
-    lengths.push_back(std::count_if(piece.begin(), piece.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+    lengths.push_back(count_characters(piece));
   }
   if (lengths.empty()) return 1;
   std::sort(lengths.begin(), lengths.end());

@@ -187,8 +187,7 @@ class Trainer {
                   "special tokens must differ from one another and from <0x00>..<0xFF>");
     }
     pieces_.push_back(text);
-    lengths_.push_back(static_cast<int32_t>(
-        std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; })));
+    lengths_.push_back(static_cast<int32_t>(count_characters(text)));
     return static_cast<int32_t>(pieces_.size()) - 1;
   }
 

@@ -22,9 +22,7 @@ WordPieceModel::WordPieceModel(Vocabulary vocabulary, WordPieceOptions options)
 
 void WordPieceModel::encode_word(std::string_view word, std::vector<int32_t>& ids) const {
   const size_t from = ids.size();
-  int64_t characters = 0;
-  for (const char c : word) characters += (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-  bool bad = characters > options_.max_input_chars_per_word;
+  bool bad = count_characters(word) > options_.max_input_chars_per_word;
   std::string marked;
   if (!options_.word_prefix.empty() && !bad) word = marked = options_.word_prefix + std::string(word);
   for (size_t pos = 0; pos < word.size() && !bad;) {

@@ -33,6 +33,12 @@ std::string utf8_lossy(std::string_view bytes);
 // Reads the code point at pos and moves pos behind it. The text must be well-formed.
 char32_t next_code_point(std::string_view text, size_t& pos);
 void append_utf8(std::string& out, char32_t code_point);
+// Code points of well-formed text.
+inline int64_t count_characters(std::string_view text) {
+  int64_t n = 0;
+  for (const char c : text) n += (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  return n;
+}
 
 // The end of the extended grapheme cluster that begins at pos (< size).
 size_t grapheme_end(std::string_view text, size_t pos);

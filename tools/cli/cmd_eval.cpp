@@ -63,10 +63,6 @@ size_t size_without_trailing_space(const std::string& text) {
   return end;
 }
 
-int64_t count_characters(const std::string& text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-}
-
 // fn(object, line number) for the first `limit` rows (0: all); returns how many rows the file has.
 template <class Fn>
 int64_t for_each_row(const std::string& path, int64_t limit, Fn&& fn) {
