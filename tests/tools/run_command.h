@@ -34,18 +34,28 @@ struct RunResult {
   std::string out, err;
 };
 
-inline RunResult run_command(const std::vector<std::string>& args, const RunOptions& options = {}) {
-  // Everything that allocates happens before fork.
-  std::vector<char*> argv;
-  for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
-  argv.push_back(nullptr);
+// This process's, without THIMBLE_*.
+inline std::vector<std::string> plain_environment() {
   std::vector<std::string> env;
   for (char** e = environ; e && *e; ++e)
     if (std::strncmp(*e, "THIMBLE_", 8) != 0) env.emplace_back(*e);
+  return env;
+}
+
+// What exec wants: valid as long as the texts.
+inline std::vector<char*> pointers(const std::vector<std::string>& texts) {
+  std::vector<char*> out;
+  for (const std::string& t : texts) out.push_back(const_cast<char*>(t.c_str()));
+  out.push_back(nullptr);
+  return out;
+}
+
+inline RunResult run_command(const std::vector<std::string>& args, const RunOptions& options = {}) {
+  // Everything that allocates happens before fork.
+  const std::vector<char*> argv = pointers(args);
+  std::vector<std::string> env = plain_environment();
   for (const auto& [name, value] : options.env) env.push_back(name + "=" + value);
-  std::vector<char*> envp;
-  for (std::string& e : env) envp.push_back(e.data());
-  envp.push_back(nullptr);
+  const std::vector<char*> envp = pointers(env);
 
   std::FILE* input = std::tmpfile();
   if (!input) throw std::runtime_error("tmpfile failed");

@@ -21,15 +21,14 @@ namespace fs = std::filesystem;
 int signal_when(const Args& arguments, int signal, const std::function<bool()>& ready, const std::string& err) {
   Args args = arguments;
   args.insert(args.begin(), std::string(THIMBLE_BINARY_DIR) + "/bin/thimble");
-  std::vector<char*> argv;
-  for (const std::string& a : args) argv.push_back(const_cast<char*>(a.c_str()));
-  argv.push_back(nullptr);
+  const std::vector<std::string> env = plain_environment();
+  const std::vector<char*> argv = pointers(args), envp = pointers(env);
   const pid_t child = ::fork();
   if (child == 0) {
     const int fd = ::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
     ::dup2(fd, 2);
     ::dup2(fd, 1);
-    ::execv(argv[0], argv.data());
+    ::execve(argv[0], argv.data(), envp.data());
     ::_exit(127);
   }
   int status = 0;
